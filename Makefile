@@ -1,0 +1,43 @@
+# Two commands do all the set-up on a fresh machine with Python 3.11: `make serve` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: serve serve-fake test test-fast check format demo clean
+
+serve: $(READY)  ## chat service on http://localhost:8000 over the demo checkpoint, under Ray
+	RAY_USAGE_STATS_ENABLED=0 $(BIN)/serve run configs/local.yaml
+
+serve-fake: $(READY)  ## whole graph and page in one process without Ray or torch, about a second
+	$(BIN)/retina serve --in-process --config configs/fake.yaml
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## those that need neither torch nor a cluster
+	$(BIN)/python -m pytest -m "not torch and not cluster"
+
+check: $(READY)  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+demo: $(READY)  ## train the demo checkpoint from nothing (about an hour on one core)
+	$(BIN)/python demo/train.py --out demo/checkpoints/smolvlm --seed 0
+
+clean:
+	rm -rf .venv .retina build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Retina needs Python 3.11 or newer; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up .venv (once; torch and Ray are large, this takes a few minutes)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --editable '.[dev]'
+	touch $(READY)

@@ -1,0 +1,160 @@
+"""Packs conversations into rows of token ids exactly as the chat template would write them, many behind one picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from conversations import Exchange, Talker
+from model import AROUND_IMAGE, END, EXPANDED_IMAGE, PAD, START
+from pointers import find_pointer
+from pool import thing_classes
+from tokenizers import Tokenizer
+
+ROW_TOKENS = 384
+MAX_SHIFT = 400  # later turns stand this much further from the picture
+NO_ANSWER = -1
+
+
+@dataclass(slots=True)
+class Row:
+    """Tokens of one row; block 0 is seen by all blocks, every other block only by itself."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)  # index into `kinds` for a learned answer's tokens, else NO_ANSWER
+    pictures: list[int] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    pointed: list[tuple[int, list[int]]] = field(default_factory=list)  # a token's index, classes of the thing it means
+
+    def add(self, piece: Row, block: int, start: int) -> None:
+        """Append a piece as the given block, its positions beginning at `start`."""
+        first, begin = len(self.kinds), len(self.ids)
+        self.pointed += [(begin + index, classes) for index, classes in piece.pointed]
+        self.ids += piece.ids
+        self.positions += range(start, start + len(piece.ids))
+        self.blocks += [block] * len(piece.ids)
+        self.answers += [NO_ANSWER if answer == NO_ANSWER else first + answer for answer in piece.answers]
+        self.pictures += piece.pictures
+        self.kinds += piece.kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows as tensors, padded to ROW_TOKENS."""
+
+    ids: torch.Tensor  # (B, L)
+    positions: torch.Tensor  # (B, L)
+    mask: torch.Tensor  # (B, 1, L, L) bool, True where a token may look
+    answers: torch.Tensor  # (B, L) number of the exchange in the batch that the token answers, else NO_ANSWER
+    pictures: torch.Tensor  # (num_pictures,) in the order of their placeholders
+    kinds: list[str]  # of each exchange
+    pointing: (
+        torch.Tensor
+    )  # (num_pointers,) index into the flattened rows of each word that settles which thing is meant
+    pointed: torch.Tensor  # (num_pointers, 3) classes of that thing's shape, color and place
+
+
+class Packer:
+    """Turns a talker's conversations into batches."""
+
+    def __init__(self, tokenizer: Tokenizer, talker: Talker) -> None:
+        self.tokenizer, self.talker, self.rng = tokenizer, talker, talker.rng
+        self._known: dict[str, list[int]] = {}
+
+    def batch(self, rows: int, single_share: float) -> Batch:
+        """Make rows; `single_share` of them hold unrelated first turns about one picture, the others conversations."""
+        made = [self._singles() if self.rng.random() < single_share else self._conversations() for _ in range(rows)]
+        return to_batch(made, self._piece(PAD).ids[0])
+
+    def _singles(self) -> Row:
+        picture = self.talker.picture()
+        row = Row()
+        row.add(self._piece(f"{START}User:{EXPANDED_IMAGE}", picture), 0, 0)
+        for block in range(1, ROW_TOKENS):
+            piece = self.block([self.talker.single(picture)], has_prefix=True)
+            if len(row.ids) + len(piece.ids) > ROW_TOKENS:
+                break
+            shift = int(self.rng.integers(MAX_SHIFT)) if self.rng.random() < 0.5 else 0
+            row.add(piece, block, row.blocks.count(0) + shift)
+        return row
+
+    def _conversations(self) -> Row:
+        row = Row()
+        row.add(self._piece(START), 0, 0)
+        for block in range(1, ROW_TOKENS):
+            is_introduction = self.rng.random() < 0.2
+            exchanges = self.talker.introduction() if is_introduction else self.talker.conversation(self._length())
+            piece = self.block(exchanges, has_prefix=False)
+            if len(row.ids) + len(piece.ids) <= ROW_TOKENS:
+                row.add(piece, block, 1)
+            elif len(row.ids) > ROW_TOKENS // 2:
+                break
+        return row
+
+    def _length(self) -> int:
+        return int(self.rng.choice([1, 2, 2, 3, 4, 6, 10]))
+
+    def block(self, exchanges: list[Exchange], *, has_prefix: bool) -> Row:
+        """Encode a conversation without its `<|im_start|>`; with a prefix also without the first turn's picture."""
+        block = Row()
+        for turn, exchange in enumerate(exchanges):
+            before = "" if has_prefix and turn == 0 else _before_text(exchange)
+            asked = self._piece(f"{before}{exchange.user}{END}\nAssistant:", None if has_prefix else exchange.picture)
+            asked.pointed = self._pointed(exchange, before)
+            for piece in (asked, self._answer(exchange), self._piece("\n")):
+                block.add(piece, 0, 0)
+        return block
+
+    def _pointed(self, exchange: Exchange, before: str) -> list[tuple[int, list[int]]]:
+        pointer = find_pointer(exchange.user, exchange.scene) if exchange.scene else None
+        if pointer is None:
+            return []
+        index = len(self._piece(before + exchange.user[: pointer.end]).ids) - 1
+        return [(index, thing_classes(pointer.thing))]
+
+    def _answer(self, exchange: Exchange) -> Row:
+        piece = self._piece(f" {exchange.answer}{END}")
+        if exchange.is_learned:
+            piece.answers, piece.kinds = [0] * len(piece.ids), [exchange.kind]
+        return piece
+
+    def _piece(self, text: str, picture: int | None = None) -> Row:
+        ids = self._known.get(text)
+        if ids is None:
+            ids = self.tokenizer.encode(text).ids
+            if len(self._known) < 200_000:
+                self._known[text] = ids
+        pictures = [] if picture is None or AROUND_IMAGE not in text else [picture]
+        return Row(list(ids), answers=[NO_ANSWER] * len(ids), pictures=pictures)
+
+
+def _before_text(exchange: Exchange) -> str:
+    return f"User:{EXPANDED_IMAGE}" if exchange.picture is not None else "User: "
+
+
+def to_batch(rows: list[Row], pad: int) -> Batch:
+    """Stack rows, padded to ROW_TOKENS, and number their answers through."""
+    ids = torch.full((len(rows), ROW_TOKENS), pad)
+    positions, blocks = torch.zeros_like(ids), torch.full_like(ids, -1)
+    answers, kinds = torch.full_like(ids, NO_ANSWER), list[str]()
+    for index, row in enumerate(rows):
+        length = len(row.ids)
+        ids[index, :length] = torch.tensor(row.ids)
+        positions[index, :length] = torch.tensor(row.positions)
+        blocks[index, :length] = torch.tensor(row.blocks)
+        numbered = torch.tensor(row.answers)
+        answers[index, :length] = torch.where(numbered == NO_ANSWER, numbered, numbered + len(kinds))
+        kinds += row.kinds
+    pictures = torch.tensor([picture for row in rows for picture in row.pictures], dtype=torch.long)
+    pointers = [(r * ROW_TOKENS + index, classes) for r, row in enumerate(rows) for index, classes in row.pointed]
+    pointing = torch.tensor([index for index, _ in pointers], dtype=torch.long)
+    pointed = torch.tensor([classes for _, classes in pointers], dtype=torch.long).reshape(-1, 3)
+    return Batch(ids, positions, _mask(blocks), answers, pictures, kinds, pointing, pointed)
+
+
+def _mask(blocks: torch.Tensor) -> torch.Tensor:
+    seen, looking = blocks[:, None, :], blocks[:, :, None]
+    causal = torch.ones(blocks.shape[1], blocks.shape[1], dtype=torch.bool).tril()
+    return (causal & ((seen == 0) | (seen == looking)))[:, None]

@@ -1,0 +1,124 @@
+"""Whether a cluster can hold a config's minimum replicas, and what device `auto` means there; pure, knows no Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from deployments.config import ReplicaConfig, RetinaConfig
+from deployments.errors import ClusterTooSmall, ConfigError
+
+ROUNDING = 1e-6  # sums of fractions such as 0.1 + 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    nodes: tuple[Node, ...]
+
+    @property
+    def num_cpus(self) -> float:
+        return sum(node.num_cpus for node in self.nodes)
+
+    @property
+    def num_gpus(self) -> float:
+        return sum(node.num_gpus for node in self.nodes)
+
+
+def replicas_of(config: RetinaConfig) -> Iterator[tuple[str, ReplicaConfig]]:
+    """Every deployment's name and what each of its replicas asks for."""
+    yield "ingress", config.ingress.replica
+    yield "session_router", config.session_router.replica
+    yield "vision_encoder", config.vision_encoder.replica
+    for model in config.models:
+        yield f"generator-{model.name}", config.generator_of(model.name).replica
+
+
+def capacity_table(config: RetinaConfig) -> str:
+    """One line per deployment and the sum, as people read it before a start."""
+    rows = [
+        f"  {name:<28} {replica.min_replicas:>3} x {replica.num_cpus:g} CPU, {replica.num_gpus:g} GPU"
+        for name, replica in replicas_of(config)
+    ]
+    cpus, gpus = _needed(config)
+    return "\n".join([*rows, f"  {'sum':<28} {cpus:>7g} CPU, {gpus:g} GPU"])
+
+
+def require_capacity(config: RetinaConfig, cluster: Cluster) -> None:
+    """Raises ClusterTooSmall with the sums when the minimum replicas can never all be placed."""
+    cpus, gpus = _needed(config)
+    if cpus > cluster.num_cpus + ROUNDING or gpus > cluster.num_gpus + ROUNDING:
+        raise ClusterTooSmall(
+            f"the cluster has {cluster.num_cpus:g} CPU and {cluster.num_gpus:g} GPU; the minimum replicas need "
+            f"{cpus:g} CPU and {gpus:g} GPU:\n{capacity_table(config)}\n"
+            "Lower num_cpus, num_gpus or min_replicas in the config, or start Ray with more."
+        )
+    for name, replica in replicas_of(config):
+        if not any(_fits(replica, node) for node in cluster.nodes):
+            raise ClusterTooSmall(
+                f"no node of the cluster can hold one replica of {name}: it needs {replica.num_cpus:g} CPU and "
+                f"{replica.num_gpus:g} GPU on one node"
+            )
+
+
+def _needed(config: RetinaConfig) -> tuple[float, float]:
+    replicas = [replica for _, replica in replicas_of(config)]
+    cpus = sum(replica.min_replicas * replica.num_cpus for replica in replicas)
+    gpus = sum(replica.min_replicas * replica.num_gpus for replica in replicas)
+    return round(cpus, 6), round(gpus, 6)
+
+
+def _fits(replica: ReplicaConfig, node: Node) -> bool:
+    return replica.num_cpus <= node.num_cpus + ROUNDING and replica.num_gpus <= node.num_gpus + ROUNDING
+
+
+def resolve_device(config: RetinaConfig, cluster: Cluster) -> RetinaConfig:
+    """`auto` becomes cuda where the models ask for GPU shares and the cluster has GPUs, else cpu without shares."""
+    if config.device == "auto":
+        wants = any(replica.num_gpus > 0 for _, replica in replicas_of(config))
+        device = "cuda" if wants and cluster.num_gpus > 0 else "cpu"
+        config = config.model_copy(update={"device": device})
+    return _without_gpus(config) if config.device == "cpu" else _with_gpus(config)
+
+
+def _with_gpus(config: RetinaConfig) -> RetinaConfig:
+    for name, replica in replicas_of(config):
+        if name not in ("ingress", "session_router") and replica.num_gpus == 0:
+            raise ConfigError(f"device: cuda, but {name} asks for no GPU; set its replica.num_gpus, e.g. 0.25")
+    return config
+
+
+def _without_gpus(config: RetinaConfig) -> RetinaConfig:
+    def stripped(replica: ReplicaConfig) -> ReplicaConfig:
+        return replica.model_copy(update={"num_gpus": 0})
+
+    sections = {
+        name: getattr(config, name).model_copy(update={"replica": stripped(getattr(config, name).replica)})
+        for name in ("ingress", "session_router", "vision_encoder", "generator")
+    }
+    models = tuple(
+        model.model_copy(update={"generator": _without_own_gpus(model.generator)}) for model in config.models
+    )
+    return config.model_copy(update={**sections, "models": models})
+
+
+def _without_own_gpus(own: dict[str, object]) -> dict[str, object]:
+    replica = own.get("replica")
+    return {**own, "replica": {**replica, "num_gpus": 0}} if isinstance(replica, dict) else own
+
+
+def resolve_paths(config: RetinaConfig) -> RetinaConfig:
+    """Relative folders become absolute, since replicas may start in another working directory than the build."""
+    models = tuple(
+        model.model_copy(update={"checkpoint": os.path.abspath(model.checkpoint)})
+        if model.checkpoint and os.path.isdir(model.checkpoint)
+        else model
+        for model in config.models
+    )
+    return config.model_copy(update={"data_dir": os.path.abspath(config.data_dir), "models": models})

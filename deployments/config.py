@@ -1,0 +1,231 @@
+"""The configuration of a graph: frozen, typed, unknown keys refused, units in names, one section per part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deployments.errors import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_section_defaults(cls, given: object) -> object:
+        """A subsection that names one key keeps the defaults that stand here for its other keys."""
+        if not isinstance(given, Mapping):
+            return given
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return {
+            key: _overlay(default.model_dump(), value)
+            if isinstance(default := defaults.get(key), Section) and isinstance(value, Mapping)
+            else value
+            for key, value in given.items()
+        }
+
+
+class ReplicaConfig(Section):
+    """What each replica of a part asks of the cluster, and how many there are."""
+
+    num_cpus: float = Field(0.5, ge=0)
+    num_gpus: float = Field(0, ge=0)
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1)
+    target_ongoing_requests: float = Field(16, gt=0)  # autoscaling aims at this many per replica
+    max_ongoing_requests: int = Field(128, ge=1)  # a replica takes no more at a time
+    max_queued_requests: int = Field(256, ge=-1)  # wait at each caller beyond that; -1 is unbounded
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ReplicaConfig:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        return self
+
+
+class ImageConfig(Section):
+    """What is accepted as a picture, and where pictures are kept."""
+
+    formats: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+    max_image_bytes: int = Field(20_000_000, ge=1)
+    max_image_pixels: int = Field(50_000_000, ge=1)
+    max_image_side_px: int = Field(16_384, ge=1)
+    max_aspect_ratio: float = Field(10_000, ge=1)  # longer side over shorter side
+    store: Literal["disk", "memory"] = "disk"
+    store_max_bytes: int = Field(2_000_000_000, ge=1)  # oldest pictures go first
+
+
+class IngressConfig(Section):
+    replica: ReplicaConfig = ReplicaConfig(num_cpus=0.2, max_ongoing_requests=512)
+    max_body_bytes: int = Field(24_000_000, ge=1)
+    max_message_chars: int = Field(16_000, ge=1)
+    turn_timeout_s: float = Field(120, gt=0)  # open_turn to the last chunk
+    encode_threads: int = Field(2, ge=1)  # picture checks run off the event loop
+
+
+class SessionRouterConfig(Section):
+    replica: ReplicaConfig = ReplicaConfig(num_cpus=0.1, max_ongoing_requests=512)
+    store: Literal["disk", "memory"] = "disk"
+    max_messages: int = Field(20, ge=2, multiple_of=2)  # kept per session; the oldest exchange goes first
+    lease_s: float = Field(150, gt=0)  # an open turn holds its session at most this long; above ingress.turn_timeout_s
+    lease_wait_s: float = Field(10, ge=0)  # a second turn waits this long, then 409
+    max_sessions: int = Field(100_000, ge=1)  # per tenant; the longest unused goes first
+
+
+class VisionEncoderConfig(Section):
+    replica: ReplicaConfig = ReplicaConfig(num_cpus=0.5)
+    num_threads: int = Field(1, ge=1)  # of torch, per replica
+    preprocess_threads: int = Field(1, ge=1)
+    max_batch_images: int = Field(8, ge=1)
+    max_waiting_images: int = Field(256, ge=1)
+    memory_cache_bytes: int = Field(256_000_000, ge=0)
+    disk_cache_bytes: int = Field(2_000_000_000, ge=0)  # 0: no disk level
+    timeout_s: float = Field(30, gt=0)  # for one picture, waiting included
+
+
+class GeneratorConfig(Section):
+    """How one model generates. A model's own `generator:` section replaces single keys of the shared one."""
+
+    replica: ReplicaConfig = ReplicaConfig(num_cpus=1.0)
+    mode: Literal["batch", "simple"] = "batch"  # simple: one request at a time, the slow twin
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    num_threads: int = Field(1, ge=1)  # of torch, per replica
+    num_slots: int = Field(16, ge=1)  # requests that decode together
+    max_context_tokens: int = Field(
+        2048, ge=16
+    )  # per slot: prompt and answer; the checkpoint's own limit wins if lower
+    prefill_chunk_tokens: int = Field(512, ge=16)  # prompt tokens computed between two decode steps
+    max_waiting_requests: int = Field(128, ge=0)
+    max_new_tokens: int = Field(512, ge=1)  # a request may ask for at most this many
+    default_new_tokens: int = Field(256, ge=1)
+    max_timeout_s: float = Field(120, gt=0)  # from arrival to the last token
+
+
+class ModelConfig(Section):
+    name: Name
+    family: Literal["smolvlm", "fake"]
+    checkpoint: str = ""  # a folder, or a hub id "owner/name"
+    revision: str | None = None  # of a hub id: a commit, tag or branch
+    generator: dict[str, object] = Field(default_factory=dict)  # keys of the generator section to replace
+
+    @model_validator(mode="after")
+    def _has_checkpoint(self) -> ModelConfig:
+        if self.family != "fake" and not self.checkpoint:
+            raise ValueError(f"model {self.name!r} needs a checkpoint: a folder or a hub id")
+        return self
+
+
+class RetinaConfig(Section):
+    models: tuple[ModelConfig, ...] = Field(min_length=1)
+    default_model: Name | None = None  # None: the first
+    data_dir: str = ".retina"  # sessions, pictures, features and the secret; relative to the working directory
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    images: ImageConfig = ImageConfig()
+    ingress: IngressConfig = IngressConfig()
+    session_router: SessionRouterConfig = SessionRouterConfig()
+    vision_encoder: VisionEncoderConfig = VisionEncoderConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RetinaConfig:
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"model names must differ: {names}")
+        if self.default_model is not None and self.default_model not in names:
+            raise ValueError(f"default_model {self.default_model!r} is not among the models {names}")
+        if self.session_router.lease_s <= self.ingress.turn_timeout_s:
+            raise ValueError(
+                f"session_router.lease_s ({self.session_router.lease_s:g}) must be longer than ingress.turn_timeout_s "
+                f"({self.ingress.turn_timeout_s:g}): a turn may not outlive its lease"
+            )
+        for index, model in enumerate(self.models):
+            try:
+                self.generator_of(model.name)
+            except ValidationError as error:
+                raise ValueError(_explain(error, f"models.{index}.generator", GeneratorConfig)) from error
+        return self
+
+    @property
+    def first_model(self) -> str:
+        return self.default_model or self.models[0].name
+
+    def model(self, name: str) -> ModelConfig:
+        return next(model for model in self.models if model.name == name)
+
+    def generator_of(self, name: str) -> GeneratorConfig:
+        """The shared generator section with the model's own keys laid over it."""
+        own = self.model(name).generator
+        merged = _overlay(self.generator.model_dump(), own)
+        return GeneratorConfig.model_validate(merged)
+
+
+def _overlay(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = _overlay(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def parse_config(args: object) -> RetinaConfig:
+    """Read `args` of the Serve application. Raises ConfigError naming each offending key and what is allowed."""
+    if isinstance(args, RetinaConfig):
+        return args
+    try:
+        return RetinaConfig.model_validate(args)
+    except ValidationError as error:
+        raise ConfigError("the configuration is not valid:\n" + _explain(error, "args", RetinaConfig)) from error
+
+
+def read_config(path: Path) -> RetinaConfig:
+    """`args` of the first application of a Serve config file. Raises ConfigError."""
+    try:
+        args = yaml.safe_load(path.read_text())["applications"][0]["args"]
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except (KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"{path}: a Serve config has applications, and the first of them has args") from error
+    return parse_config(args)
+
+
+def _explain(error: ValidationError, prefix: str, root: type[Section]) -> str:
+    """One line per offending key, with its whole path."""
+    items = error.errors(include_url=False)
+    lines = []
+    for item in items:
+        location = item["loc"]
+        if item["type"] == "too_short" and any(
+            other["loc"][: len(location)] == location for other in items if other is not item
+        ):
+            continue  # pydantic counts the items that are wrong as missing, too
+        where = ".".join([prefix, *(str(step) for step in location)])
+        message = item["msg"].removeprefix("Value error, ").strip()
+        lines.append(f"  {where}: {_allowed(location, root) if item['type'] == 'extra_forbidden' else message}")
+    return "\n".join(lines)
+
+
+def _allowed(location: tuple[int | str, ...], root: type[Section]) -> str:
+    section = _section_at(location[:-1], root)
+    return f"unknown key; allowed here: {', '.join(section.model_fields)}" if section else "unknown key"
+
+
+def _section_at(location: tuple[int | str, ...], section: type[Section]) -> type[Section] | None:
+    """The section class that a location such as ("ingress", "replica") stands in."""
+    for step in location:
+        if isinstance(step, int):
+            continue
+        annotation = ModelConfig if step == "models" else section.model_fields[step].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+            return None
+        section = annotation
+    return section

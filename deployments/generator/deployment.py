@@ -1,0 +1,29 @@
+"""One model's generator as a Ray Serve deployment, named generator-<model>."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator
+
+from ray.serve.handle import DeploymentHandle
+
+from deployments.config import RetinaConfig
+from deployments.generator.open import open_generator
+from deployments.handles import RayVisionEncoder
+from deployments.logs import configure_logging
+from deployments.types import Chunk, GenerateRequest, Json
+
+
+class GeneratorReplica:
+    def __init__(self, config: RetinaConfig, model: str, encoder: DeploymentHandle) -> None:
+        configure_logging()
+        self._generator = open_generator(config, model, RayVisionEncoder(encoder))
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        async with contextlib.aclosing(self._generator.stream(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def statistics(self) -> Json:
+        return {"pid": os.getpid(), **await self._generator.statistics()}

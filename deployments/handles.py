@@ -1,0 +1,220 @@
+"""Ray handles dressed as the Protocols of types.py: affinity, cancellation, deadlines, and Ray's errors as ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import ray
+import ray.exceptions
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+from ray.serve.handle import DeploymentHandle
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from deployments.capacity import Cluster, Node
+from deployments.errors import DeadlineExceeded, Overloaded, PartUnavailable, RetinaError
+from deployments.types import (
+    Chunk,
+    EncodeRequest,
+    GenerateRequest,
+    ImageFeatures,
+    Json,
+    Message,
+    SessionSummary,
+    Turn,
+    TurnOutcome,
+    TurnRequest,
+)
+
+T = TypeVar("T")
+RESTART_S = 5.0  # about how long a replica takes to come back
+STATISTICS_TIMEOUT_S = 5.0
+HOP_ALLOWANCE_S = 5.0  # the callee's own deadline should win; this one is for a callee that is gone
+
+
+@contextlib.contextmanager
+def ray_errors_as_ours(part: str) -> Iterator[None]:
+    """Raise the RetinaError that a replica raised, or the one that says what became of the replica."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, RetinaError):
+            raise cause from None
+        if isinstance(cause, ray.exceptions.RayActorError):
+            raise _gone(part) from error
+        raise
+    except BackPressureError as error:
+        raise Overloaded(f"{part} has too many requests waiting", None, 1.0) from error
+    except (
+        ray.exceptions.RayActorError,
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.NodeDiedError,
+        DeploymentUnavailableError,
+    ) as error:
+        raise _gone(part) from error
+    except (RequestCancelledError, ray.exceptions.TaskCancelledError) as error:
+        raise PartUnavailable(f"{part} dropped the request", None, 1.0) from error
+
+
+def _gone(part: str) -> PartUnavailable:
+    return PartUnavailable(f"a replica of {part} died while it worked on this request", None, RESTART_S)
+
+
+async def _call(part: str, method: Any, *args: object, timeout_s: float) -> Any:
+    """One answer from one replica; cancelled there when we are cancelled here or the time is over."""
+    response = method.remote(*args)
+    try:
+        with ray_errors_as_ours(part):
+            async with asyncio.timeout(timeout_s):
+                return await response
+    except TimeoutError as error:
+        response.cancel()
+        raise DeadlineExceeded(f"{part} did not answer within {timeout_s:g} s") from error
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+
+
+class RayVisionEncoder:
+    """VisionEncoder over a handle; one picture always goes to the same replica while that has room."""
+
+    part = "vision_encoder"
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def encode(self, request: EncodeRequest) -> ImageFeatures:
+        # Image ids are keyed hashes, so the routing key is not a value that a client can choose.
+        method = self._handle.options(session_id=request.image.id).encode
+        features: ImageFeatures = await _call(self.part, method, request, timeout_s=request.timeout_s + HOP_ALLOWANCE_S)
+        return features
+
+    async def statistics(self) -> Json:
+        statistics: Json = await _call(self.part, self._handle.statistics, timeout_s=STATISTICS_TIMEOUT_S)
+        return statistics
+
+
+class RayGenerator:
+    """Generator over a handle; turns of one session go to the same replica while that has room."""
+
+    def __init__(self, handle: DeploymentHandle, model: str) -> None:
+        self._handle = handle
+        self.part = f"generator-{model}"
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        options = {"stream": True}
+        handle = self._handle.options(**options, session_id=request.session_key or request.request_id)
+        response = handle.stream.remote(request)
+        try:
+            with ray_errors_as_ours(self.part):
+                async for chunk in response:
+                    yield chunk
+        finally:
+            # Ray cancels nothing by itself when we merely stop reading; after the end this does nothing.
+            response.cancel()
+
+    async def statistics(self) -> Json:
+        statistics: Json = await _call(self.part, self._handle.statistics, timeout_s=STATISTICS_TIMEOUT_S)
+        return statistics
+
+
+# close_turn is idempotent by its lease and the others change nothing twice, so a router replica's death is ridden out.
+ride_out_restart = retry(
+    retry=retry_if_exception_type(PartUnavailable),
+    wait=wait_random_exponential(multiplier=0.2, max=2),
+    stop=stop_after_attempt(6),
+    reraise=True,
+)
+
+
+class RaySessionRouter:
+    """SessionRouter and SessionArchive over a handle."""
+
+    part = "session_router"
+
+    def __init__(self, handle: DeploymentHandle, lease_wait_s: float) -> None:
+        self._handle = handle
+        self._timeout_s = lease_wait_s + HOP_ALLOWANCE_S
+
+    async def open_turn(self, request: TurnRequest) -> Turn:
+        turn: Turn = await self._ask(self._handle.open_turn, request)
+        return turn
+
+    @ride_out_restart
+    async def close_turn(self, outcome: TurnOutcome) -> int:
+        length: int = await self._ask(self._handle.close_turn, outcome)
+        return length
+
+    @ride_out_restart
+    async def history(self, tenant: str, session_id: str) -> tuple[Message, ...]:
+        messages: tuple[Message, ...] = await self._ask(self._handle.history, tenant, session_id)
+        return messages
+
+    @ride_out_restart
+    async def sessions(self, tenant: str) -> tuple[SessionSummary, ...]:
+        summaries: tuple[SessionSummary, ...] = await self._ask(self._handle.sessions, tenant)
+        return summaries
+
+    async def delete_session(self, tenant: str, session_id: str) -> None:
+        await self._ask(self._handle.delete_session, tenant, session_id)
+
+    async def statistics(self) -> Json:
+        statistics: Json = await _call(self.part, self._handle.statistics, timeout_s=STATISTICS_TIMEOUT_S)
+        return statistics
+
+    async def _ask(self, method: Any, *args: object) -> Any:
+        return await _call(self.part, method, *args, timeout_s=self._timeout_s)
+
+
+class RayParts:
+    """What `/-/…` and `/readyz` ask of the other deployments."""
+
+    def __init__(
+        self, router: RaySessionRouter, encoder: RayVisionEncoder, generators: Mapping[str, RayGenerator]
+    ) -> None:
+        self._router = router
+        self._encoder = encoder
+        self._generators = generators
+
+    async def engines(self) -> dict[str, Json]:
+        names = list(self._generators)
+        answers = await asyncio.gather(*(_or_error(self._generators[name].statistics) for name in names))
+        return dict(zip(names, answers, strict=True))
+
+    async def cache(self) -> Json:
+        return await self._encoder.statistics()
+
+    async def router(self) -> Json:
+        return await self._router.statistics()
+
+    async def ready(self) -> dict[str, bool | str]:
+        parts: dict[str, Callable[[], Awaitable[Json]]] = {
+            "session_router": self._router.statistics,
+            "vision_encoder": self._encoder.statistics,
+            **{generator.part: generator.statistics for generator in self._generators.values()},
+        }
+        answers = await asyncio.gather(*(_or_error(ask) for ask in parts.values()))
+        return {name: _state(answer) for name, answer in zip(parts, answers, strict=True)}
+
+
+async def _or_error(ask: Callable[[], Awaitable[Json]]) -> Json:
+    try:
+        return await ask()
+    except RetinaError as error:
+        return {"error": {"code": error.code, "message": error.message}}
+
+
+def _state(answer: Json) -> bool | str:
+    error = answer.get("error")
+    return str(error["message"]) if isinstance(error, Mapping) else True
+
+
+def cluster_now() -> Cluster | None:
+    """What the connected cluster has; None when there is none, as in `serve build`."""
+    if not ray.is_initialized():
+        return None
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Cluster(tuple(Node(float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in alive))

@@ -1,0 +1,1 @@
+"""Image stores behind the ImageStore Protocol, one file each; `open` chooses by configuration."""

@@ -1,0 +1,86 @@
+"""Whatever goes wrong, as one shape: {"error": {"code", "message", "param", "request_id"}}."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from deployments.errors import RetinaError
+from deployments.ingress.request_id import current_request_id
+from deployments.ingress.schemas import ErrorBody, ErrorReply
+
+MAX_ECHO_CHARS = 80  # of what a client sent, in a message to it
+
+
+def install_error_replies(app: FastAPI) -> None:
+    app.add_exception_handler(RetinaError, _retina_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+def to_reply(error: RetinaError) -> ErrorReply:
+    return _reply(error.code, error.message, error.param)
+
+
+def to_response(error: RetinaError) -> JSONResponse:
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return JSONResponse(to_reply(error).model_dump(), error.status, headers)
+
+
+def internal_error() -> RetinaError:
+    """For what nobody foresaw: its details are in the log only, under the same request id."""
+    return RetinaError("something went wrong on our side; the log has the details under this request id")
+
+
+def shorten(value: str) -> str:
+    """What a client sent, fit to be shown: of bounded length, and without surrogates, which UTF-8 cannot write."""
+    value = value[: MAX_ECHO_CHARS + 1].encode(errors="backslashreplace").decode()
+    return value if len(value) <= MAX_ECHO_CHARS else f"{value[:MAX_ECHO_CHARS]}…"
+
+
+async def _retina_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RetinaError)
+    return to_response(error)
+
+
+async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    message = "; ".join(_explain(problem) for problem in problems)
+    return JSONResponse(_reply("invalid_request", message, _field(problems[0]["loc"])).model_dump(), 422)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code, message = _words_for(error, request.method)
+    return JSONResponse(_reply(code, message, None).model_dump(), error.status_code, error.headers)
+
+
+def _words_for(error: HTTPException, method: str) -> tuple[str, str]:
+    if error.status_code == 404:
+        return "not_found", "nothing is served at this path; /docs lists what is"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "other methods")
+        return "method_not_allowed", f"{shorten(method)} is not served at this path; it has {allowed}"
+    return "invalid_request" if error.status_code < 500 else "internal_error", str(error.detail)
+
+
+def _reply(code: str, message: str, param: str | None) -> ErrorReply:
+    return ErrorReply(error=ErrorBody(code=code, message=message, param=param, request_id=current_request_id()))
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    # pydantic's own words name what is allowed; the value itself is left out, it may be long or private.
+    return f"{_field(problem['loc'])}: {problem['msg']}"
+
+
+def _field(location: Sequence[int | str]) -> str:
+    return ".".join(str(step) for step in location if step not in ("body", "query", "path"))

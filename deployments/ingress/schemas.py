@@ -1,0 +1,228 @@
+"""The bodies that HTTP clients send and get, as pydantic models; OpenAPI is made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from deployments.ingress.turns import SamplingWish, TurnReply
+from deployments.types import FeatureSource, FinishReason, ImageRef, Message, Role, SessionSummary, TextPart
+
+MAX_STOPS = 8
+MAX_STOP_CHARS = 200
+
+
+def _as_list(given: object) -> object:
+    return [given] if isinstance(given, str) else given
+
+
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# ------------------------------------------------------------------------------------- POST /chat
+
+
+class ChatRequest(Body):
+    """A question, perhaps about a picture, in a session or starting one."""
+
+    message: str = Field(description="The question.")
+    image: str | None = Field(
+        None,
+        description="A picture as a data URL (in multipart: the file itself). It replaces the session's picture. "
+        "The bytes decide what it is, not the declared type; other URLs are not fetched.",
+    )
+    image_id: str | None = Field(None, description="A picture uploaded with POST /images, instead of `image`.")
+    session_id: str | None = Field(None, description="Go on with this session, or begin it. Left out: a new one.")
+    model: str | None = Field(None, description="Left out: the model that the session used last, or the default.")
+    stream: bool = Field(False, description="Answer with server-sent events. The Accept header plays no part.")
+    temperature: float = Field(0.0, ge=0, le=2, allow_inf_nan=False, description="0 always takes the likeliest token.")
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    top_k: int = Field(0, ge=0, le=1_000_000, description="0 keeps all tokens.")
+    max_new_tokens: int | None = Field(None, ge=1, description="Left out: the model's default.")
+    stop: Annotated[list[Stop], BeforeValidator(_as_list)] = Field(
+        default=[],
+        max_length=MAX_STOPS,
+        description="The answer ends before the first of these. In forms: repeat it.",
+    )
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Makes answers with a temperature repeatable.")
+
+    def to_sampling(self) -> SamplingWish:
+        return SamplingWish(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_new_tokens=self.max_new_tokens,
+            stop=tuple(self.stop),
+            seed=self.seed,
+        )
+
+
+class UsageBody(Body):
+    prompt_tokens: int = Field(description="Image tokens included.")
+    image_tokens: int
+    reused_tokens: int = Field(description="Of prompt_tokens, those that did not have to be computed again.")
+    completion_tokens: int
+
+
+class TimingsBody(Body):
+    """Milliseconds, measured by the generator."""
+
+    queue_ms: float
+    encode_ms: float = Field(description="Wait for the picture's features; 0 without picture.")
+    prefill_ms: float
+    decode_ms: float = Field(description="First token to last token.")
+    first_token_ms: float
+    encode_source: FeatureSource | None = Field(description="Where the features came from; null without picture.")
+
+
+class ChatReply(Body):
+    message: str = Field(description="The question.")
+    response: str = Field(description="The answer: the texts of all `chunk` events, joined.")
+    has_image: bool = Field(description="The model saw a picture in this turn: a new one, or the session's.")
+    model_used: str
+    session_id: str
+    conversation_length: int = Field(description="Messages kept in the session, this exchange included.")
+    usage: UsageBody
+    timings: TimingsBody
+    finish_reason: FinishReason = Field(description="`length`: max_new_tokens or the context was full.")
+
+    @classmethod
+    def from_turn(cls, reply: TurnReply) -> ChatReply:
+        usage, timings = reply.usage, reply.timings
+        return cls(
+            message=reply.message,
+            response=reply.response,
+            has_image=reply.has_image,
+            model_used=reply.model_used,
+            session_id=reply.session_id,
+            conversation_length=reply.conversation_length,
+            usage=UsageBody(
+                prompt_tokens=usage.prompt_tokens,
+                image_tokens=usage.image_tokens,
+                reused_tokens=usage.reused_tokens,
+                completion_tokens=usage.completion_tokens,
+            ),
+            timings=TimingsBody(
+                queue_ms=timings.queue_ms,
+                encode_ms=timings.encode_ms,
+                prefill_ms=timings.prefill_ms,
+                decode_ms=timings.decode_ms,
+                first_token_ms=timings.first_token_ms,
+                encode_source=timings.encode_source,
+            ),
+            finish_reason=reply.finish_reason,
+        )
+
+
+class StartEvent(Body):
+    session_id: str
+    model: str
+
+
+class ChunkEvent(Body):
+    text: str
+
+
+# ------------------------------------------------------------------------------------- sessions
+
+
+class ImageContent(Body):
+    type: Literal["image"] = "image"
+
+
+class TextContent(Body):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class HistoryMessage(Body):
+    role: Role
+    content: list[ImageContent | TextContent]
+    timestamp: str = Field(description="ISO 8601, UTC, milliseconds.")
+
+    @classmethod
+    def from_message(cls, message: Message) -> HistoryMessage:
+        content = [TextContent(text=p.text) if isinstance(p, TextPart) else ImageContent() for p in message.content]
+        return cls(role=message.role, content=content, timestamp=message.timestamp)
+
+
+class HistoryReply(Body):
+    session_id: str
+    history: list[HistoryMessage] = Field(description="Oldest first.")
+    length: int
+
+
+class DeletedSession(Body):
+    session_id: str
+    deleted: Literal[True] = True
+
+
+class SessionBody(Body):
+    session_id: str
+    length: int
+    has_image: bool
+    model: str
+    updated: str
+
+    @classmethod
+    def from_summary(cls, summary: SessionSummary) -> SessionBody:
+        return cls(
+            session_id=summary.session_id,
+            length=summary.length,
+            has_image=summary.has_image,
+            model=summary.model,
+            updated=summary.updated,
+        )
+
+
+class SessionsReply(Body):
+    sessions: list[SessionBody] = Field(description="Last used first.")
+    count: int
+
+
+# ------------------------------------------------------------------------------------- pictures
+
+
+class ImageReply(Body):
+    id: str = Field(description="For `image_id` of POST /chat.")
+    width: int = Field(description="px, upright.")
+    height: int
+    num_bytes: int
+    media_type: str
+
+    @classmethod
+    def from_ref(cls, ref: ImageRef) -> ImageReply:
+        return cls(id=ref.id, width=ref.width, height=ref.height, num_bytes=ref.num_bytes, media_type=ref.media_type)
+
+
+class DeletedImage(Body):
+    id: str
+    deleted: Literal[True] = True
+
+
+# ------------------------------------------------------------------------------------- the rest
+
+
+class ErrorBody(Body):
+    code: str
+    message: str
+    param: str | None = Field(description="The field at fault.")
+    request_id: str
+
+
+class ErrorReply(Body):
+    error: ErrorBody
+
+
+class HealthReply(Body):
+    status: Literal["ok"] = "ok"
+
+
+class ReadyReply(Body):
+    ready: bool
+    parts: dict[str, bool | str] = Field(description="By part: true, or what keeps it from being ready.")

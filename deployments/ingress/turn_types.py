@@ -1,0 +1,82 @@
+"""What goes into a turn and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deployments.config import GeneratorConfig
+from deployments.errors import InvalidRequest
+from deployments.types import FinishReason, ImageRef, SamplingParams, Timings, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingWish:
+    """Sampling as a client asks for it, before the model is known."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int | None = None  # None: the model's default_new_tokens
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def to_params(self, limits: GeneratorConfig) -> SamplingParams:
+        """Raises InvalidRequest when more tokens are asked for than the model's settings allow."""
+        if self.max_new_tokens is not None and self.max_new_tokens > limits.max_new_tokens:
+            raise InvalidRequest(
+                f"max_new_tokens is {self.max_new_tokens}; this model gives at most {limits.max_new_tokens}",
+                "max_new_tokens",
+            )
+        count = limits.default_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_new_tokens=min(count, limits.max_new_tokens),
+            stop=self.stop,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TurnInput:
+    request_id: str
+    tenant: str
+    text: str
+    session_id: str | None = None  # None: a new session
+    image: ImageRef | None = None  # stored already
+    model: str | None = None
+    sampling: SamplingWish = SamplingWish()
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStarted:
+    session_id: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnChunk:
+    text: str  # never empty
+
+
+@dataclass(frozen=True, slots=True)
+class TurnReply:
+    request_id: str
+    message: str  # the question
+    response: str  # the answer: all chunks, joined
+    has_image: bool  # the prompt of this turn showed the model a picture, new or kept from an earlier turn
+    model_used: str
+    session_id: str
+    conversation_length: int  # messages kept, this exchange included
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFinished:
+    reply: TurnReply
+
+
+TurnEvent = TurnStarted | TurnChunk | TurnFinished

@@ -1,0 +1,201 @@
+"""The session router: opens turns (who may speak, which model, which prompt) and commits or forgets them.
+
+It decides with the pure files beside it and acts through a session store; it never sees a token or a picture's bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from deployments.config import RetinaConfig
+from deployments.errors import ConfigError, LeaseLost, RetinaError, SessionNotFound, UnknownModel
+from deployments.images.secret import open_secret, tenant_secret
+from deployments.metrics import Metrics
+from deployments.session_router.changes import commit, conversation_of
+from deployments.session_router.history import Conversation, UnreadableConversation, build_question, to_prompt
+from deployments.session_router.leases import Leases
+from deployments.session_router.limits import check_message, check_session_id
+from deployments.session_router.stores import Change, SessionKey, SessionStore, StoredSession
+from deployments.session_router.stores.open import open_session_store
+from deployments.session_router.uninterrupted import Uninterrupted
+from deployments.types import Json, Message, SessionSummary, Turn, TurnOutcome, TurnRequest
+
+logger = logging.getLogger(__name__)
+SHOWN_NAME_CHARS = 64
+
+
+def open_router(config: RetinaConfig, clock: Callable[[], float] = time.time) -> Router:
+    """A router over the configured store; close() when done. Blocks for a disk. Raises StartupError."""
+    section = config.session_router
+    if section.store == "memory" and section.replica.max_replicas > 1:
+        raise ConfigError(
+            f"session_router: store memory is private to a replica, so max_replicas {section.replica.max_replicas} "
+            "would split the sessions; allowed: max_replicas 1, or store disk",
+            "session_router.store",
+        )
+    data_dir = Path(config.data_dir)
+    return Router(config, open_session_store(section, data_dir), open_secret(data_dir), clock)
+
+
+class Router:
+    """SessionRouter and SessionArchive of types.py. Used by one event loop."""
+
+    def __init__(
+        self, config: RetinaConfig, store: SessionStore, secret: bytes, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._config = config
+        self._models = tuple(model.name for model in config.models)
+        self._max_messages = config.session_router.max_messages
+        self._store = store
+        self._secret = secret  # keys the affinity keys, so that no client can aim at a replica
+        self._clock = clock  # Unix time in seconds
+        self._metrics = Metrics()
+        self._uninterrupted = Uninterrupted()
+        self._leases = Leases(config.session_router, store, clock, self._metrics, self._uninterrupted)
+
+    async def open_turn(self, request: TurnRequest) -> Turn:
+        """Take the session's lease, in order of arrival. Cancelled, it leaves no lease behind.
+
+        Raises InvalidRequest, MessageTooLong, UnknownModel, SessionBusy, PartUnavailable.
+        """
+        key = self._check(request)
+        token = secrets.token_hex(16)
+        stored = await self._leases.take(key, token)
+        try:
+            turn = self._build_turn(request, key, token, stored)
+        except BaseException:
+            await self._uninterrupted.run(self._leases.give_back(key, token))
+            raise
+        self._count("opened")
+        return turn
+
+    async def close_turn(self, outcome: TurnOutcome) -> int:
+        """Carried to the end even when the caller is cancelled. A second close of a turn changes nothing.
+
+        Raises LeaseLost, for outcomes with an answer only: without one there is nothing to lose.
+        """
+        return await self._uninterrupted.run(self._close(outcome))
+
+    async def history(self, tenant: str, session_id: str) -> tuple[Message, ...]:
+        """Raises SessionNotFound, InvalidRequest for what cannot be an id, RetinaError for a damaged record."""
+        check_session_id(session_id)
+        stored = await self._store.read(SessionKey(tenant, session_id))
+        if stored is None or stored.summary is None:
+            raise _not_found(session_id)
+        with _reporting_damage(session_id):
+            return conversation_of(stored).messages
+
+    async def sessions(self, tenant: str) -> tuple[SessionSummary, ...]:
+        return await self._store.summaries(tenant)
+
+    async def delete_session(self, tenant: str, session_id: str) -> None:
+        """Also ends an open turn, the first of a session included. Raises SessionNotFound, InvalidRequest."""
+        check_session_id(session_id)
+        key = SessionKey(tenant, session_id)
+        before = await self._uninterrupted.run(self._delete(key))
+        if before is None or not (before.summary or before.is_held(self._clock())):
+            raise _not_found(session_id)
+
+    async def statistics(self) -> Json:
+        counts = await self._store.count(self._clock())
+        return {
+            "store": self._store.kind,
+            "sessions": counts.sessions,
+            "open_turns": counts.open_turns,
+            "waiting_turns": self._leases.num_waiting,
+            "metrics": self._metrics.snapshot(),
+        }
+
+    async def close(self) -> None:
+        """Finishes what cancelled callers left to be stored, then closes the store. Open leases stay valid."""
+        await self._uninterrupted.finish()
+        await self._store.close()
+
+    def _check(self, request: TurnRequest) -> SessionKey:
+        """What can be refused without looking at the session."""
+        check_message(request.text, self._config.ingress.max_message_chars)
+        if request.model is not None and request.model not in self._models:
+            name = request.model[:SHOWN_NAME_CHARS]
+            raise UnknownModel(f"unknown model {name!r}; choose one of: {', '.join(self._models)}", "model")
+        if request.session_id is None:
+            return SessionKey(request.tenant, secrets.token_hex(16))
+        check_session_id(request.session_id)
+        return SessionKey(request.tenant, request.session_id)
+
+    def _build_turn(self, request: TurnRequest, key: SessionKey, token: str, stored: StoredSession) -> Turn:
+        with _reporting_damage(key.session_id):
+            conversation = conversation_of(stored)
+        question = build_question(request.text, request.image, self._clock())
+        return Turn(
+            tenant=key.tenant,
+            session_id=key.session_id,
+            lease=token,
+            model=request.model or self._model_of(conversation),
+            messages=to_prompt(conversation.messages, question, self._max_messages),
+            session_key=_affinity_key(self._secret, key),
+        )
+
+    def _model_of(self, conversation: Conversation) -> str:
+        return conversation.model if conversation.model in self._models else self._config.first_model
+
+    async def _close(self, outcome: TurnOutcome) -> int:
+        key = SessionKey(outcome.turn.tenant, outcome.turn.session_id)
+        if outcome.answer is None:
+            change = await self._leases.give_back(key, outcome.turn.lease)
+            label = "aborted"
+        else:
+            change = await self._commit(key, outcome)
+            label = "committed"
+        if change.after is not change.before:
+            self._count(label)
+        return change.after.summary.length if change.after and change.after.summary else 0
+
+    async def _commit(self, key: SessionKey, outcome: TurnOutcome) -> Change:
+        now_s = self._clock()
+        decide = functools.partial(commit, outcome=outcome, now_s=now_s, max_messages=self._max_messages)
+        try:
+            with _reporting_damage(key.session_id):
+                change = await self._store.update(key, decide)
+        except LeaseLost:
+            self._count("lease_lost")
+            raise
+        self._leases.wake(key)
+        if change.before is None or change.before.summary is None:
+            await self._store.evict(key.tenant, self._config.session_router.max_sessions, now_s)
+        return change
+
+    async def _delete(self, key: SessionKey) -> StoredSession | None:
+        change = await self._store.update(key, lambda stored: None)
+        self._leases.wake(key)
+        return change.before
+
+    def _count(self, outcome: str) -> None:
+        self._metrics.count("session_router_turns", label=outcome)
+
+
+@contextlib.contextmanager
+def _reporting_damage(session_id: str) -> Iterator[None]:
+    """A damaged session is an error of ours, not an absent session: that would look like lost memory."""
+    try:
+        yield
+    except UnreadableConversation as error:
+        logger.error("session %s: %s", session_id, error)
+        raise RetinaError(
+            f"the stored record of session {session_id!r} is damaged; delete the session to begin it anew", "session_id"
+        ) from error
+
+
+def _not_found(session_id: str) -> SessionNotFound:
+    return SessionNotFound(f"there is no session {session_id!r}", "session_id")
+
+
+def _affinity_key(secret: bytes, key: SessionKey) -> str:
+    return hmac.digest(tenant_secret(secret, key.tenant), b"session\0" + key.session_id.encode(), hashlib.sha256).hex()

@@ -1,0 +1,252 @@
+"""The words that all parts share: values that travel between them, and the Protocols through which they see each other.
+
+Standard library only. Values are frozen; they cross processes by pickle, so fields are plain data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length"]
+FeatureSource = Literal["tower", "memory", "disk"]
+FeatureDtype = Literal["float32", "float16", "bfloat16"]
+Json = Mapping[str, object]
+
+
+# --------------------------------------------------------------------------------- conversation
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """A stored picture. After the ingress nobody handles its bytes except image stores and towers."""
+
+    id: str  # HMAC-SHA-256 of the encoded bytes under the tenant's secret, 64 hex digits
+    width: int  # px, after EXIF rotation
+    height: int  # px, after EXIF rotation
+    num_bytes: int  # of the encoded file
+    media_type: str  # "image/png", "image/jpeg", ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    image: ImageRef
+
+
+Part = TextPart | ImagePart
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    content: tuple[Part, ...]
+    timestamp: str = ""  # ISO 8601, UTC, milliseconds, "2025-01-01T12:00:00.000Z"; "" where nobody stores it
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        return tuple(part.image for part in self.content if isinstance(part, ImagePart))
+
+
+# --------------------------------------------------------------------------------- vision_encoder
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeRequest:
+    tenant: str
+    model: str  # configured model name; the encoder knows which tower serves it
+    image: ImageRef
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What a tower saw in one picture."""
+
+    array: np.ndarray  # (image_tokens, D); bfloat16 travels as uint16 bits, numpy has no bfloat16
+    dtype: FeatureDtype
+    source: FeatureSource  # "tower": computed for this request (or one it shared), else the cache level that had it
+    encode_ms: float  # spent inside vision_encoder for this request, waiting included
+
+
+class VisionEncoder(Protocol):
+    async def encode(self, request: EncodeRequest) -> ImageFeatures:
+        """Features of one picture for one model. Raises ImageNotFound, InvalidImage, DeadlineExceeded."""
+        ...
+
+    async def statistics(self) -> Json: ...
+
+
+# --------------------------------------------------------------------------------- generator
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    temperature: float = 0.0  # 0 is greedy; top_p, top_k and seed then play no part
+    top_p: float = 1.0  # (0, 1]
+    top_k: int = 0  # 0 keeps all
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()  # the answer ends before the first of these
+    seed: int | None = None  # None draws a fresh one
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    request_id: str
+    tenant: str
+    messages: tuple[Message, ...]  # the whole prompt, oldest first, ends with the user's question
+    sampling: SamplingParams
+    timeout_s: float  # from arrival at the generator to the last token
+    session_key: str = ""  # opaque affinity key: requests with equal keys go to one replica while it has room
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int  # image tokens included
+    image_tokens: int
+    reused_tokens: int  # of prompt_tokens, those that were not computed again
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds of one answer, measured by the generator."""
+
+    queue_ms: float  # arrival to the start of prefill, encode_ms left out
+    encode_ms: float  # wait for image features; 0 without picture
+    prefill_ms: float
+    decode_ms: float  # first token to last token
+    first_token_ms: float  # arrival to first token
+    encode_source: FeatureSource | None = None  # None without picture
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer. The last one, and only it, has finish_reason, usage and timings."""
+
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+
+
+class Generator(Protocol):
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Chunks of one answer. Closing the iterator cancels the request and frees its slot within one step.
+
+        Raises Overloaded, PromptTooLong, DeadlineExceeded, and what the vision encoder raises.
+        """
+        ...
+
+    async def statistics(self) -> Json: ...
+
+
+# --------------------------------------------------------------------------------- session_router
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRequest:
+    request_id: str
+    tenant: str
+    session_id: str | None  # None: the router makes one
+    text: str
+    image: ImageRef | None = None  # replaces the session's picture
+    model: str | None = None  # None: the session's model, or the default
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An open turn: a lease on its session that expires by itself."""
+
+    tenant: str
+    session_id: str
+    lease: str  # proves to close_turn that this turn still holds the session
+    model: str
+    messages: tuple[Message, ...]  # the prompt: kept history, then the new question
+    session_key: str  # affinity, hashed from tenant and session
+
+    @property
+    def has_image(self) -> bool:
+        return any(message.images for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOutcome:
+    turn: Turn
+    answer: str | None  # None: the turn failed or was cancelled, the session stays as it was
+    usage: Usage | None = None
+
+
+class SessionRouter(Protocol):
+    async def open_turn(self, request: TurnRequest) -> Turn:
+        """Take the session's lease, waiting a bounded time for another turn. Raises SessionBusy, UnknownModel."""
+        ...
+
+    async def close_turn(self, outcome: TurnOutcome) -> int:
+        """Store the exchange (or nothing) and give the lease back; returns the number of messages kept.
+
+        Raises LeaseLost when the turn outlived its lease; nothing is stored then.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSummary:
+    session_id: str
+    length: int  # messages kept
+    has_image: bool
+    model: str
+    updated: str  # ISO 8601, UTC, milliseconds
+
+
+class SessionArchive(Protocol):
+    """What people may see and delete of their sessions."""
+
+    async def history(self, tenant: str, session_id: str) -> tuple[Message, ...]:
+        """Kept messages, oldest first. Raises SessionNotFound."""
+        ...
+
+    async def sessions(self, tenant: str) -> tuple[SessionSummary, ...]:
+        """All sessions of the tenant, last used first."""
+        ...
+
+    async def delete_session(self, tenant: str, session_id: str) -> None:
+        """Forget the session, an open turn included. Raises SessionNotFound."""
+        ...
+
+
+# --------------------------------------------------------------------------------- image store
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    ref: ImageRef
+    data: bytes = field(repr=False)  # the encoded file as it arrived
+
+
+class ImageStore(Protocol):
+    """Pictures by tenant and id. Ids of other tenants look like ids that do not exist."""
+
+    async def put(self, tenant: str, image: StoredImage) -> None: ...
+
+    async def get(self, tenant: str, image_id: str) -> StoredImage:
+        """Raises ImageNotFound."""
+        ...
+
+    async def delete(self, tenant: str, image_id: str) -> None:
+        """Raises ImageNotFound."""
+        ...

@@ -1,0 +1,147 @@
+"""Loads the towers of the configured models, and lets two models share one only when both fingerprints are equal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from deployments.config import RetinaConfig
+from deployments.errors import ConfigError
+from deployments.models.family import Pixels, Preprocessor, Tower
+from deployments.models.registry import open_family
+from deployments.models.weights import locate_checkpoint
+from deployments.types import FeatureDtype
+from deployments.vision_encoder.cache import Features, freeze
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTower:
+    """How one model sees: its preprocessing and its tower."""
+
+    preprocess: Preprocessor
+    tower: Tower
+    dtype: FeatureDtype
+    device: str  # "cpu" or "cuda"
+
+    @property
+    def identity(self) -> tuple[str, str, FeatureDtype]:
+        """Equal for two models whose features of a picture are equal."""
+        return (self.tower.fingerprint, self.preprocess.fingerprint, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTower:
+    loaded: LoadedTower
+    models: tuple[str, ...]  # that see through it, in the order of the configuration
+
+    def run(self, batch: Sequence[Pixels]) -> list[Features]:
+        """Features of each picture. Only for the thread that owns the tower."""
+        results = self.loaded.tower.encode(batch)
+        if len(results) != len(batch):
+            raise RuntimeError(f"the tower gave {len(results)} results for {len(batch)} pictures")
+        return [
+            self._check(to_features(result, self.loaded.dtype), pixels)
+            for result, pixels in zip(results, batch, strict=True)
+        ]
+
+    def _check(self, features: Features, pixels: Pixels) -> Features:
+        expected = (pixels.num_tokens, self.loaded.tower.width)
+        if features.array.shape != expected:
+            raise RuntimeError(f"the tower gave features of shape {features.array.shape} instead of {expected}")
+        return features
+
+
+def share_towers(loaded: Mapping[str, LoadedTower]) -> list[SharedTower]:
+    """One tower for all models of the same identity; who shares with whom goes to the log, one line a model."""
+    groups: dict[tuple[str, str, FeatureDtype], list[str]] = {}
+    for model, tower in loaded.items():
+        groups.setdefault(tower.identity, []).append(model)
+    for model, tower in loaded.items():
+        _log(model, tower, [other for other in groups[tower.identity] if other != model])
+    return [SharedTower(loaded[models[0]], tuple(models)) for models in groups.values()]
+
+
+def load_towers(config: RetinaConfig) -> dict[str, LoadedTower]:
+    """Preprocessing and tower of each model that has them. Blocks. Raises CheckpointError, ConfigError."""
+    device = resolve_device(config.device)
+    by_source: dict[tuple[str, Path, FeatureDtype], LoadedTower] = {}
+    loaded: dict[str, LoadedTower] = {}
+    for model in config.models:
+        if model.family == "fake":  # answers without seeing
+            continue
+        dtype = resolve_dtype(config.generator_of(model.name).dtype, device)
+        source = (model.family, locate_checkpoint(model.checkpoint, model.revision), dtype)
+        if source not in by_source:
+            by_source[source] = _load(*source, device)
+        loaded[model.name] = by_source[source]
+    return loaded
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" is cuda where there is one. Raises ConfigError when cuda is asked for and not there."""
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise ConfigError("device is cuda, but torch sees no CUDA device here; set it to auto or cpu", "device")
+    return ("cuda" if has_cuda else "cpu") if device == "auto" else device
+
+
+def resolve_dtype(dtype: FeatureDtype | Literal["auto"], device: str) -> FeatureDtype:
+    """ "auto" is bfloat16 on cuda and float32 on the CPU."""
+    if dtype == "auto":
+        return "bfloat16" if device == "cuda" else "float32"
+    return dtype
+
+
+@contextlib.contextmanager
+def torch_thread(num_threads: int) -> Iterator[None]:
+    """What the thread of a torch tower runs inside. Set here, not in the opener: OpenMP keeps its count per thread."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    with torch.inference_mode():
+        yield
+
+
+def to_features(result: torch.Tensor | np.ndarray, dtype: FeatureDtype) -> Features:
+    """A copy of its own, (image_tokens, D): a view would keep the whole batch in memory. The one place that knows
+    tensors; towers without torch may give arrays."""
+    if isinstance(result, np.ndarray):
+        return freeze(result.copy(), dtype)
+    import torch
+
+    tensor = result.detach().to("cpu")
+    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    return freeze(bits.numpy().copy(), dtype)
+
+
+def _load(family_name: str, folder: Path, dtype: FeatureDtype, device: str) -> LoadedTower:
+    family = open_family(family_name)
+    logger.info("loading the vision tower of %s (%s, %s)", folder, dtype, device)
+    return LoadedTower(family.open_preprocessor(folder), family.open_tower(folder, device, dtype), dtype, device)
+
+
+def _log(model: str, loaded: LoadedTower, others: Sequence[str]) -> None:
+    tower, preprocess = loaded.tower, loaded.preprocess
+    logger.info(
+        "model %s: tower %s, preprocessing %s, width %d, %s on %s, %s",
+        model,
+        tower.fingerprint[:12],
+        preprocess.fingerprint[:12],
+        tower.width,
+        loaded.dtype,
+        loaded.device,
+        f"shared with {', '.join(others)}" if others else "not shared",
+    )

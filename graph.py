@@ -1,0 +1,98 @@
+"""build(args) -> Application: bind the deployments from a typed config, nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+
+from deployments.capacity import require_capacity, resolve_device, resolve_paths
+from deployments.config import ReplicaConfig, RetinaConfig, parse_config, read_config
+from deployments.errors import ConfigError
+from deployments.generator.deployment import GeneratorReplica
+from deployments.handles import cluster_now
+from deployments.ingress.deployment import Ingress
+from deployments.session_router.deployment import SessionRouterReplica
+from deployments.vision_encoder.deployment import VisionEncoderReplica
+
+STICKY = RequestRouterConfig(request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter")
+CONFIGS = Path(__file__).parent / "configs"
+HEALTH_CHECK_PERIOD_S = 2.0  # a killed replica is noticed, and begun anew, within this time
+STORING_S = 40.0  # a turn whose answer is whole may take this much longer until it is stored
+
+
+def build(args: dict[str, object] | RetinaConfig) -> Application:
+    """The Serve application that `args` of a Serve config describes.
+
+    Raises ConfigError for keys that are wrong and ClusterTooSmall when the minimum replicas cannot fit.
+    """
+    config = resolve_paths(parse_config(args))
+    _require_shared_stores(config)
+    cluster = cluster_now()
+    if cluster is not None:
+        config = resolve_device(config, cluster)
+        require_capacity(config, cluster)
+    return bind(config)
+
+
+def __getattr__(name: str) -> Application:
+    """`graph:local` is the application of configs/local.yaml, and so on: for `serve build graph:local`."""
+    path = CONFIGS / f"{name}.yaml"
+    if name.startswith("_") or not path.is_file():
+        raise AttributeError(f"module 'graph' has no attribute {name!r}, and there is no configs/{name}.yaml")
+    return build(read_config(path))
+
+
+def bind(config: RetinaConfig) -> Application:
+    router = _deployment(SessionRouterReplica, "session_router", config.session_router.replica, 30.0).bind(config)
+    encoder = _deployment(
+        VisionEncoderReplica, "vision_encoder", config.vision_encoder.replica, config.vision_encoder.timeout_s, STICKY
+    ).bind(config)
+    generators = {
+        model.name: _generator(config, model.name).bind(config, model.name, encoder) for model in config.models
+    }
+    ingress = _deployment(Ingress, "ingress", config.ingress.replica, config.ingress.turn_timeout_s + STORING_S)
+    return ingress.bind(config, router, encoder, generators)
+
+
+def _generator(config: RetinaConfig, model: str) -> serve.Deployment:
+    section = config.generator_of(model)
+    return _deployment(GeneratorReplica, f"generator-{model}", section.replica, section.max_timeout_s, STICKY)
+
+
+def _deployment(
+    replica_class: type,
+    name: str,
+    replica: ReplicaConfig,
+    longest_request_s: float,  # a replica that is taken down finishes what it has, this long at most
+    routing: RequestRouterConfig | None = None,
+) -> serve.Deployment:
+    options: dict[str, object] = {"request_router_config": routing} if routing else {}
+    return serve.deployment(
+        replica_class,
+        name=name,
+        ray_actor_options={"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=replica.min_replicas,
+            max_replicas=replica.max_replicas,
+            target_ongoing_requests=replica.target_ongoing_requests,
+        ),
+        max_ongoing_requests=replica.max_ongoing_requests,
+        max_queued_requests=replica.max_queued_requests,
+        graceful_shutdown_timeout_s=longest_request_s,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        **options,
+    )
+
+
+def _require_shared_stores(config: RetinaConfig) -> None:
+    """The parts are processes of their own here: what lives in one's memory the others never see."""
+    if config.images.store == "memory":
+        raise ConfigError("images.store: memory works in one process only; under Ray use disk", "images.store")
+    if config.session_router.store == "memory" and config.session_router.replica.max_replicas > 1:
+        raise ConfigError(
+            "session_router.store: memory cannot be shared by several replicas; use disk, or max_replicas: 1",
+            "session_router.store",
+        )

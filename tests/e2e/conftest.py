@@ -1,0 +1,42 @@
+"""One running service for the folder: configs/local.yaml plus a second model whose answers are long."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from service import ROOT, Service, free_port, local_config
+
+ENDLESS = "endless"  # a tiny random checkpoint: it says nonsense and does not stop before max_new_tokens
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Any) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    checkpoint = tiny_checkpoint("256m", seed=3)
+
+    def add_endless(args: dict[str, Any]) -> None:
+        own = {"replica": {"num_cpus": 0.1}, "max_new_tokens": 4000, "max_context_tokens": 8000, "num_slots": 4}
+        args["models"].append({"name": ENDLESS, "family": "smolvlm", "checkpoint": str(checkpoint), "generator": own})
+
+    port = free_port()
+    service = Service(local_config(folder, port, add_endless), port, folder / "serve.log")
+    try:
+        service.start()
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def golden() -> list[dict[str, Any]]:
+    """Conversations about the pictures of demo/images with the demo checkpoint's exact answers."""
+    conversations: list[dict[str, Any]] = json.loads((ROOT / "tests" / "golden" / "smolvlm.json").read_text())
+    return conversations

@@ -1,0 +1,112 @@
+"""A tiny random Llama, transformers' answers from it, and engines over it that are checked and closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from generator.letters import (
+    PLACEHOLDER,
+    VOCAB_SIZE,
+    WAIT_S,
+    WIDTH,
+    LetterEncoder,
+    LetterPrompts,
+    WatchedLanguage,
+    features_of,
+)
+
+from deployments.config import GeneratorConfig
+from deployments.types import GenerateRequest
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+    from deployments.generator.engine import Engine
+
+
+@pytest.fixture(scope="session")
+def llama() -> LlamaForCausalLM:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=WIDTH,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+    )
+    torch.manual_seed(5)
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:  # wild enough that answers vary
+                weight.normal_(std=1.0 if "embed" in name else 1.5 / weight.shape[1] ** 0.5)
+    return model
+
+
+@pytest.fixture
+def language(llama: LlamaForCausalLM) -> WatchedLanguage:
+    from deployments.models.llama import LlamaLanguage
+
+    return WatchedLanguage(LlamaLanguage(llama))
+
+
+@pytest.fixture
+def reference(llama: LlamaForCausalLM) -> Callable[[GenerateRequest], list[int]]:
+    """Token ids that transformers' own greedy `generate` gives, stop tokens left out."""
+    import torch
+
+    def generate(request: GenerateRequest) -> list[int]:
+        prompts = LetterPrompts()
+        prompt = prompts.build(request.messages)
+        with torch.inference_mode():
+            embeddings = llama.get_input_embeddings()(torch.tensor([prompt.token_ids])).clone()
+            rows = [features_of(image) for message in request.messages for image in message.images]
+            if rows:
+                places = torch.tensor(prompt.token_ids) == PLACEHOLDER
+                embeddings[0, places] = torch.from_numpy(np.concatenate(rows))
+            output = llama.generate(
+                inputs_embeds=embeddings,
+                attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),
+                max_new_tokens=request.sampling.max_new_tokens,
+                do_sample=False,
+                eos_token_id=sorted(prompts.stop_token_ids),
+                pad_token_id=0,
+            )
+        ids: list[int] = output[0].tolist()
+        return ids[:-1] if ids[-1] in prompts.stop_token_ids else ids
+
+    return generate
+
+
+OpenEngine = Callable[..., "Engine"]
+
+
+@pytest.fixture
+def open_test_engine(language: WatchedLanguage) -> Iterator[OpenEngine]:
+    """open_test_engine(encoder=, prompts=, **config keys); each engine must be idle and sound when the test ends."""
+    from deployments.generator.engine import Engine
+
+    engines: list[Engine] = []
+
+    def open_engine(encoder: Any = None, prompts: Any = None, **config: Any) -> Engine:
+        defaults: dict[str, Any] = {"num_slots": 4, "max_context_tokens": 400, "prefill_chunk_tokens": 64}
+        section = GeneratorConfig.model_validate(defaults | config)
+        engine = Engine(language, prompts or LetterPrompts(), encoder or LetterEncoder(), section, model="tiny")
+        engines.append(engine)
+        return engine
+
+    yield open_engine
+    for engine in engines:
+        idle = engine.wait_idle(WAIT_S)
+        problems = engine.check()
+        engine.close()
+        assert idle
+        assert problems == ()

@@ -1,0 +1,79 @@
+"""Chunks wait for their reader and are merged, never lost; one wake-up serves all streams of a step."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from deployments.errors import DeadlineExceeded, PartUnavailable
+from deployments.generator.stream import AnswerStream, deliver_soon
+from deployments.types import Chunk, Timings, Usage
+
+USAGE, TIMINGS = Usage(1, 0, 0, 2), Timings(0, 0, 0, 0, 0)
+
+
+async def test_pending_chunks_become_one() -> None:
+    stream = AnswerStream()
+    for chunk in (Chunk("a", 1), Chunk("bc", 2), Chunk("d", 1, "stop", USAGE, TIMINGS)):
+        stream.push(chunk)
+    assert await stream.next_chunk() == Chunk("abcd", 4, "stop", USAGE, TIMINGS)
+
+
+async def test_a_reader_in_time_gets_each() -> None:
+    stream = AnswerStream()
+    for text in "ab":
+        waiting = asyncio.create_task(stream.next_chunk())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        stream.push(Chunk(text, 1))
+        assert await waiting == Chunk(text, 1)
+
+
+async def test_an_error_comes_after_what_is_pending_and_stays() -> None:
+    stream = AnswerStream()
+    stream.push(Chunk("a", 1))
+    stream.fail(DeadlineExceeded("late"))
+    stream.push(Chunk("b", 1))
+    stream.fail(PartUnavailable("later"))
+    assert await stream.next_chunk() == Chunk("a", 1)
+    for _ in range(2):
+        with pytest.raises(DeadlineExceeded):
+            await stream.next_chunk()
+
+
+async def test_one_wake_up_for_all_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = [AnswerStream() for _ in range(5)]
+    loop = asyncio.get_running_loop()
+    calls: list[Any] = []
+    original = loop.call_soon_threadsafe
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    deliveries = [(stream, Chunk("a", 1)) for stream in streams[:4]] + [(streams[4], PartUnavailable("gone"))]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_soon_threadsafe", counted)
+        thread = threading.Thread(target=deliver_soon, args=(deliveries,))
+        thread.start()
+        thread.join()
+    assert len(calls) == 1
+    assert [await stream.next_chunk() for stream in streams[:4]] == [Chunk("a", 1)] * 4
+    with pytest.raises(PartUnavailable):
+        await streams[4].next_chunk()
+
+
+def test_a_closed_loop_has_no_readers() -> None:
+    loop = asyncio.new_event_loop()
+
+    async def make() -> AnswerStream:
+        return AnswerStream()
+
+    stream = loop.run_until_complete(make())
+    assert stream.is_reachable
+    loop.close()
+    assert not stream.is_reachable
+    deliver_soon([(stream, Chunk("a", 1))])

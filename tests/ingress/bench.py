@@ -1,0 +1,100 @@
+"""What the tests of the ingress work with: the app over real and fake parts, a real server, pictures, events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+
+from deployments.config import RetinaConfig
+from deployments.ingress.turns import Turns
+from deployments.session_router.service import Router
+from deployments.types import Json
+
+
+@dataclass(slots=True)
+class FixedParts:
+    """Introspection with answers that a test sets."""
+
+    states: dict[str, bool | str]
+    failure: Exception | None = None  # of cache()
+
+    async def engines(self) -> dict[str, Json]:
+        return {"fake": {"running": 0}}
+
+    async def cache(self) -> Json:
+        if self.failure is not None:
+            raise self.failure
+        return {"hits": 3}
+
+    async def router(self) -> Json:
+        return {"sessions": 0}
+
+    async def ready(self) -> dict[str, bool | str]:
+        return self.states
+
+
+@dataclass(slots=True)
+class Bench:
+    config: RetinaConfig
+    router: Router
+    turns: Turns
+    parts: FixedParts
+    app: FastAPI
+    client: httpx.AsyncClient  # buffers whole replies; for anything about time or leaving use `serving`
+
+    async def ask(self, message: str = "Hello", **fields: object) -> httpx.Response:
+        return await self.client.post("/chat", json={"message": message, **fields})
+
+    async def history(self, session_id: str) -> list[dict[str, object]]:
+        reply = await self.client.get(f"/chat/history/{session_id}")
+        return reply.json()["history"] if reply.status_code == 200 else []
+
+
+BuildBench = Callable[..., Bench]  # generator, wrap_router, metrics, and sections of the config by name
+
+
+@contextlib.asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[str]:
+    """The address of a real server for the app."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await running
+
+
+def picture(format: str = "PNG", size: tuple[int, int] = (40, 30), mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size, 1 if mode in ("P", "L") else "red").save(file, format)
+    return file.getvalue()
+
+
+def parse_events(body: str) -> Iterator[tuple[str, dict[str, object]]]:
+    for block in body.strip().split("\n\n"):
+        name, data = block.split("\n")
+        yield name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+
+
+def error_of(reply: httpx.Response, status: int, code: str) -> dict[str, object]:
+    """The error's body; asserts the shape that all errors have."""
+    assert reply.status_code == status, reply.text
+    assert set(reply.json()) == {"error"}
+    error = reply.json()["error"]
+    assert set(error) == {"code", "message", "param", "request_id"}
+    assert error["code"] == code, error
+    assert error["request_id"] == reply.headers["x-request-id"]
+    assert len(error["message"]) < 1000
+    return error

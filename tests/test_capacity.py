@@ -1,0 +1,77 @@
+"""A cluster that cannot hold the minimum is refused with the sum; `auto` follows what the cluster has."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deployments.capacity import Cluster, Node, capacity_table, require_capacity, resolve_device, resolve_paths
+from deployments.config import RetinaConfig, parse_config
+from deployments.errors import ClusterTooSmall, ConfigError
+
+
+def config_with(**args: object) -> RetinaConfig:
+    return parse_config({"models": [{"name": "one", "family": "fake"}, {"name": "two", "family": "fake"}], **args})
+
+
+def cluster(*nodes: tuple[float, float]) -> Cluster:
+    return Cluster(tuple(Node(*node) for node in nodes))
+
+
+def test_the_minimum_fits_exactly() -> None:
+    require_capacity(config_with(), cluster((2.8, 0)))  # 0.2 + 0.1 + 0.5 + 2 x 1.0, in spite of rounding
+
+
+def test_too_small_names_the_sums_and_the_parts() -> None:
+    with pytest.raises(ClusterTooSmall) as raised:
+        require_capacity(config_with(), cluster((2, 0)))
+    for said in ("2 CPU", "2.8 CPU", "generator-one", "vision_encoder", "Lower num_cpus"):
+        assert said in raised.value.message
+
+
+def test_minimum_replicas_multiply() -> None:
+    config = config_with(generator={"replica": {"min_replicas": 3, "max_replicas": 4}})
+    require_capacity(config, cluster((6.8, 0)))
+    with pytest.raises(ClusterTooSmall):
+        require_capacity(config, cluster((6.7, 0)))
+
+
+def test_a_replica_must_fit_on_one_node() -> None:
+    config = config_with(generator={"replica": {"num_cpus": 4}})
+    with pytest.raises(ClusterTooSmall, match="no node"):
+        require_capacity(config, cluster((3, 0), (3, 0), (3, 0)))
+
+
+def test_auto_is_cuda_only_where_shares_and_gpus_meet() -> None:
+    shares = {"replica": {"num_gpus": 0.3}}
+    wanting = config_with(vision_encoder=shares, generator=shares)
+    assert resolve_device(wanting, cluster((8, 1))).device == "cuda"
+    assert resolve_device(config_with(), cluster((8, 1))).device == "cpu"
+
+
+def test_without_gpus_the_shares_are_dropped() -> None:
+    shares = {"replica": {"num_gpus": 0.3}}
+    config = parse_config(
+        {"models": [{"name": "one", "family": "fake", "generator": shares}], "vision_encoder": shares}
+    )
+    resolved = resolve_device(config, cluster((8, 0)))
+    assert resolved.device == "cpu"
+    assert "0.3" not in capacity_table(resolved)
+    require_capacity(resolved, cluster((8, 0)))
+
+
+def test_cuda_without_a_share_is_refused() -> None:
+    with pytest.raises(ConfigError, match="num_gpus"):
+        resolve_device(config_with(device="cuda"), cluster((8, 1)))
+
+
+def test_relative_folders_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    models = [
+        {"name": "folder", "family": "smolvlm", "checkpoint": "weights"},
+        {"name": "hub", "family": "smolvlm", "checkpoint": "owner/name"},
+    ]
+    config = resolve_paths(parse_config({"models": models, "data_dir": "data"}))
+    assert [model.checkpoint for model in config.models] == [str(tmp_path / "weights"), "owner/name"]
+    assert os.path.isabs(config.data_dir)

@@ -1,0 +1,195 @@
+"""The tower's thread: batches without a timer, isolation of failures, cancellation, the end."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+from vision_encoder.bench import PATIENCE_S
+
+from deployments.errors import InvalidImage, Overloaded, PartUnavailable
+from deployments.metrics import Metrics
+from deployments.models.family import Pixels
+from deployments.vision_encoder.batcher import Batcher, Pace, blame
+from deployments.vision_encoder.cache import Features, freeze
+
+
+def pixels(number: int) -> Pixels:
+    return Pixels({"number": np.array(number)}, cost=1, num_tokens=1)
+
+
+class StoppableTower:
+    """Squares numbers, refuses 13, and shows the batches it got."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.entered = threading.Semaphore(0)
+        self.gate = threading.Event()
+
+    def __call__(self, batch: Sequence[Pixels]) -> list[Features]:
+        numbers = [int(member.tensors["number"]) for member in batch]
+        self.batches.append(numbers)
+        self.entered.release()
+        assert self.gate.wait(PATIENCE_S)
+        if 13 in numbers:
+            raise ValueError("unlucky")
+        return [freeze(np.full((1, 1), number**2, np.float32), "float32") for number in numbers]
+
+
+@pytest.fixture
+def tower() -> StoppableTower:
+    return StoppableTower()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def batcher(tower: StoppableTower, metrics: Metrics) -> Iterator[Batcher]:
+    batcher = Batcher(tower, 4, metrics)
+    yield batcher
+    tower.gate.set()
+    batcher.close()
+
+
+def value(future: object) -> float:
+    return float(future.result(PATIENCE_S).array[0, 0])  # type: ignore[attr-defined]
+
+
+def hold(batcher: Batcher, tower: StoppableTower) -> None:
+    """Let the tower stand in its first batch."""
+    batcher.submit(pixels(0))
+    assert tower.entered.acquire(timeout=PATIENCE_S)
+
+
+def test_a_lone_picture_does_not_wait(batcher: Batcher, tower: StoppableTower) -> None:
+    tower.gate.set()
+    assert value(batcher.submit(pixels(3)).future) == 9
+    assert tower.batches == [[3]]
+
+
+def test_what_gathered_meanwhile_goes_together(batcher: Batcher, tower: StoppableTower, metrics: Metrics) -> None:
+    hold(batcher, tower)
+    jobs = [batcher.submit(pixels(number)) for number in range(1, 7)]
+    assert batcher.num_waiting == 6
+    assert batcher.num_running == 1
+    tower.gate.set()
+    assert [value(job.future) for job in jobs] == [1, 4, 9, 16, 25, 36]
+    assert tower.batches == [[0], [1, 2, 3, 4], [5, 6]]
+    assert metrics.snapshot() == {"vision_encoder_tower_batches": 3, "vision_encoder_tower_images": 7}
+    assert batcher.pace.seconds_per_image > 0
+
+
+def test_only_the_guilty_fails(batcher: Batcher, tower: StoppableTower, metrics: Metrics) -> None:
+    hold(batcher, tower)
+    jobs = [batcher.submit(pixels(number)) for number in (1, 13, 2, 3)]
+    tower.gate.set()
+    with pytest.raises(InvalidImage, match="could not be read by the vision tower"):
+        jobs[1].future.result(PATIENCE_S)
+    assert [value(jobs[index].future) for index in (0, 2, 3)] == [1, 4, 9]
+    assert tower.batches == [[0], [1, 13, 2, 3], [1], [13], [2], [3]]
+    assert metrics.snapshot()["vision_encoder_tower_images"] == 4
+    assert value(batcher.submit(pixels(5)).future) == 25
+
+
+def test_cancelled_pictures_are_let_go_at_once(batcher: Batcher, tower: StoppableTower) -> None:
+    hold(batcher, tower)
+    jobs = [batcher.submit(pixels(number)) for number in (1, 2)]
+    assert jobs[0].future.cancel()
+    assert batcher.num_waiting == 1
+    tower.gate.set()
+    assert value(jobs[1].future) == 4
+    assert tower.batches == [[0], [2]]
+
+
+def test_what_has_begun_cannot_be_cancelled(batcher: Batcher, tower: StoppableTower) -> None:
+    job = batcher.submit(pixels(3))
+    assert tower.entered.acquire(timeout=PATIENCE_S)
+    assert not job.future.cancel()
+    tower.gate.set()
+    assert value(job.future) == 9
+
+
+def test_closing_refuses_what_waits_and_finishes_what_runs(batcher: Batcher, tower: StoppableTower) -> None:
+    running = batcher.submit(pixels(3))
+    assert tower.entered.acquire(timeout=PATIENCE_S)
+    waiting = [batcher.submit(pixels(number)) for number in (4, 5)]
+    cancelled = waiting.pop()
+    cancelled.future.cancel()
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    with batcher._changed:
+        assert batcher._changed.wait_for(lambda: batcher._is_closed, PATIENCE_S)
+    tower.gate.set()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()
+    assert value(running.future) == 9
+    with pytest.raises(PartUnavailable, match="stopped"):
+        waiting[0].future.result(PATIENCE_S)
+    with pytest.raises(CancelledError):
+        cancelled.future.result()
+    with pytest.raises(PartUnavailable, match="stopped"):
+        batcher.submit(pixels(6))
+
+
+def test_nobody_waits_for_a_thread_that_cannot_start(
+    tower: StoppableTower, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = threading.Event()
+    died = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda args: died.set())
+
+    @contextlib.contextmanager
+    def broken() -> Iterator[None]:
+        assert started.wait(PATIENCE_S)
+        raise ImportError("no torch")
+        yield
+
+    batcher = Batcher(tower, 4, metrics, broken)
+    job = batcher.submit(pixels(1))
+    started.set()
+    with pytest.raises(PartUnavailable, match="stopped"):
+        job.future.result(PATIENCE_S)
+    assert died.wait(PATIENCE_S)
+
+
+def test_the_thread_works_inside_its_context(tower: StoppableTower, metrics: Metrics) -> None:
+    names: list[str] = []
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        names.append(threading.current_thread().name)
+        yield
+        names.append("left")
+
+    batcher = Batcher(tower, 4, metrics, context)
+    batcher.close()
+    assert names == ["tower", "left"]
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (ValueError("shape"), InvalidImage),
+        (MemoryError(), Overloaded),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 10 bytes"), Overloaded),
+        (PartUnavailable("gone"), PartUnavailable),
+    ],
+)
+def test_whose_fault_it_is(error: Exception, answer: type[Exception]) -> None:
+    assert type(blame(error)) is answer
+
+
+def test_pace_follows_what_is_measured() -> None:
+    pace = Pace()
+    assert pace.seconds_per_image == 0
+    pace.observe(2.0, 4)
+    assert pace.seconds_per_image == 0.5
+    pace.observe(1.5, 1)
+    assert pace.seconds_per_image == pytest.approx(0.7)
