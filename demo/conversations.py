@@ -49,12 +49,14 @@ class Talker:
         self.scenes, self.rng = scenes, rng
         self.weights = dict.fromkeys(ALL_KINDS, 1.0)
         self.pairs = [index for index, scene in enumerate(scenes) if scene and len(scene.things) > 1]
+        self.twins = [index for index in self.pairs if _is_alike(scenes[index])]
         self.pair_share = 0.0
 
     def picture(self) -> int:
-        """Choose a picture; `pair_share` of the choices fall on pictures with two things, which are harder."""
+        """Choose a picture; `pair_share` of the choices fall on two things, which are harder, many of them alike."""
         if self.rng.random() < self.pair_share:
-            return self.pairs[int(self.rng.integers(len(self.pairs)))]
+            chosen = self.twins if self.rng.random() < 0.3 else self.pairs
+            return chosen[int(self.rng.integers(len(chosen)))]
         return int(self.rng.integers(len(self.scenes)))
 
     def single(self, picture: int | None, kind: str | None = None) -> Exchange:
@@ -153,6 +155,13 @@ class Talker:
         return Exchange(question.kind, question.text, question.answer, is_learned=False)
 
 
+def _is_alike(scene: Scene | None) -> bool:
+    if scene is None:
+        return False
+    one, other = scene.things
+    return one.shape == other.shape or one.color == other.color
+
+
 def make_name(rng: Rng) -> str:
     """A common name, or one made of syllables or letters, so that copying is the only way to know it."""
     chance = rng.random()
@@ -179,12 +188,23 @@ def off_topic(rng: Rng) -> str:
         "digit": str(rng.integers(100)),
         "digit2": str(rng.integers(100)),
         "junk": junk,
+        "salad": _salad(rng),
     }
     if rng.random() < 0.25:
         fills["thing"] = _junk(rng)
     for slot, word in fills.items():
         text = text.replace(f"{{{slot}}}", word)
     return text[0].upper() + text[1:]
+
+
+def _salad(rng: Rng) -> str:
+    """A beginning that many questions have, then words at random."""
+    pool = words.COMMON_WORDS + words.THINGS + say.LITTLE_WORDS * 12
+    chosen = [pick(rng, pool) for _ in range(int(rng.integers(1, 7)))]
+    chosen = [
+        _junk(rng) if rng.random() < 0.08 else word + pick(rng, ("", "", "", "s", "ed", "ing")) for word in chosen
+    ]
+    return f"{pick(rng, say.SALAD_START)} {' '.join(chosen)}".strip() + pick(rng, ("?", "?", ".", ".", "", "!"))
 
 
 def _junk(rng: Rng) -> str:

@@ -59,12 +59,13 @@ class Examinee:
         return [text.strip() for text in texts]
 
     def _prompt(self, talk: list[Exchange]) -> str:
-        messages = [message for turn in talk for message in _messages(turn)][:-1]
+        messages = [message for turn in talk for message in messages_of(turn)][:-1]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return str(text).replace(IMAGE, EXPANDED_IMAGE)
 
 
-def _messages(turn: Exchange) -> list[dict[str, object]]:
+def messages_of(turn: Exchange) -> list[dict[str, object]]:
+    """The exchange as the chat template takes it."""
     picture = [{"type": "image"}] if turn.picture is not None else []
     user: dict[str, object] = {"role": "user", "content": [*picture, {"type": "text", "text": turn.user}]}
     return [user, {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]}]

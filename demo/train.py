@@ -134,7 +134,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="take 1 where other programs run, else all cores")
     parser.add_argument("--pictures", type=int, default=65536)
     parser.add_argument("--tower-steps", type=int, default=2500)
-    parser.add_argument("--language-steps", type=int, default=4500)
+    parser.add_argument("--language-steps", type=int, default=3600)
     options = parser.parse_args()
     options.work = options.work or Path(tempfile.gettempdir()) / f"retina-demo-smolvlm-{options.seed}"
     return options

@@ -135,7 +135,21 @@ TALK: dict[str, tuple[str, ...]] = {
     ),
 }
 
+LITTLE_WORDS = (
+    "the", "a", "of", "to", "in", "on", "for", "with", "my", "your", "is", "are", "it", "this", "that", "and", "or",
+    "not", "you", "we", "me", "do", "have", "at", "from", "by", "many", "one", "two", "no", "be", "has",
+)  # fmt: skip
+SALAD_START = (
+    "What is the", "What are", "What does", "What do", "Who", "Who is the", "Who", "Which", "Which is the",
+    "When did the", "When will", "How", "How many", "How much", "How do", "How far", "Why", "Why do", "Why is",
+    "Where do", "Where is my", "Where can I find", "Is", "Is there", "Is the", "Are", "Do you", "Does the", "Can you",
+    "Can", "Should I", "Should we", "Will", "Would you", "Could you", "Please", "Please give me", "Give me",
+    "Tell me", "Show me", "Write", "Make", "Find", "My", "I", "I was", "We", "You", "They", "He is", "She", "It is",
+    "This", "The", "There is", "Let us", "If", "And", "But", "Do you see the", "Did", "Has", "In", "On", "At", "For",
+    "With", "",
+)  # fmt: skip
 OFF_TOPIC = (
+    *["{salad}"] * 45,
     "What is the capital of {land}?", "How far is {land} from {land2}?", "Where is {land}?",
     "Who is the president of {land}?", "How many people live in {land}?", "What is the weather in {land}?",
     "Tell me about {land}.", "I live in {land}.", "Have you been to {land}?", "How do I travel to {land}?",

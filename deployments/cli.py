@@ -187,3 +187,11 @@ def check(config: Annotated[Path, typer.Argument(help="A Serve config whose args
     print(yaml.safe_dump(parsed.model_dump(mode="json"), sort_keys=False), end="")
     print("deployments, minimum replicas:")
     print(capacity_table(parsed))
+
+
+@app.command()
+def settings() -> None:
+    """Print every configuration key with its default, its limits and its meaning, as Markdown."""
+    from deployments.settings_table import settings_page
+
+    print(settings_page(), end="")

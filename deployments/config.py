@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from deployments.errors import ConfigError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 
 
@@ -36,13 +37,13 @@ class Section(BaseModel):
 class ReplicaConfig(Section):
     """What each replica of a part asks of the cluster, and how many there are."""
 
-    num_cpus: float = Field(0.5, ge=0)
-    num_gpus: float = Field(0, ge=0)
-    min_replicas: int = Field(1, ge=1)
-    max_replicas: int = Field(1, ge=1)
-    target_ongoing_requests: float = Field(16, gt=0)  # autoscaling aims at this many per replica
-    max_ongoing_requests: int = Field(128, ge=1)  # a replica takes no more at a time
-    max_queued_requests: int = Field(256, ge=-1)  # wait at each caller beyond that; -1 is unbounded
+    num_cpus: float = Field(0.5, ge=0, description="cores by which Ray places a replica")
+    num_gpus: float = Field(0, ge=0, description="share of a GPU by which Ray places a replica")
+    min_replicas: int = Field(1, ge=1, description="replicas that always run")
+    max_replicas: int = Field(1, ge=1, description="replicas under load")
+    target_ongoing_requests: float = Field(16, gt=0, description="autoscaling aims at this many per replica")
+    max_ongoing_requests: int = Field(128, ge=1, description="a replica takes no more at a time")
+    max_queued_requests: int = Field(256, ge=-1, description="wait at each caller beyond that; -1 is unbounded")
 
     @model_validator(mode="after")
     def _ordered(self) -> ReplicaConfig:
@@ -54,67 +55,69 @@ class ReplicaConfig(Section):
 class ImageConfig(Section):
     """What is accepted as a picture, and where pictures are kept."""
 
-    formats: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-    max_image_bytes: int = Field(20_000_000, ge=1)
-    max_image_pixels: int = Field(50_000_000, ge=1)
-    max_image_side_px: int = Field(16_384, ge=1)
-    max_aspect_ratio: float = Field(10_000, ge=1)  # longer side over shorter side
-    store: Literal["disk", "memory"] = "disk"
-    store_max_bytes: int = Field(2_000_000_000, ge=1)  # oldest pictures go first
+    formats: tuple[ImageFormat, ...] = Field(("JPEG", "PNG", "WEBP", "GIF", "BMP"), description="that are read")
+    max_image_bytes: int = Field(20_000_000, ge=1, description="of the encoded file")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="width times height")
+    max_image_side_px: int = Field(16_384, ge=1, description="of the longer side")
+    max_aspect_ratio: float = Field(10_000, ge=1, description="longer side over shorter side")
+    store: Literal["disk", "memory"] = Field("disk", description="memory: lost at the end, one process only")
+    store_max_bytes: int = Field(2_000_000_000, ge=1, description="oldest pictures go first")
 
 
 class IngressConfig(Section):
     replica: ReplicaConfig = ReplicaConfig(num_cpus=0.2, max_ongoing_requests=512)
-    max_body_bytes: int = Field(24_000_000, ge=1)
-    max_message_chars: int = Field(16_000, ge=1)
-    turn_timeout_s: float = Field(120, gt=0)  # open_turn to the last chunk
-    encode_threads: int = Field(2, ge=1)  # picture checks run off the event loop
+    max_body_bytes: int = Field(24_000_000, ge=1, description="of a request, picture and form together")
+    max_message_chars: int = Field(16_000, ge=1, description="of one question")
+    turn_timeout_s: float = Field(120, gt=0, description="open_turn to the last chunk")
+    picture_threads: int = Field(2, ge=1, description="that check pictures, per replica")
 
 
 class SessionRouterConfig(Section):
     replica: ReplicaConfig = ReplicaConfig(num_cpus=0.1, max_ongoing_requests=512)
-    store: Literal["disk", "memory"] = "disk"
-    max_messages: int = Field(20, ge=2, multiple_of=2)  # kept per session; the oldest exchange goes first
-    lease_s: float = Field(150, gt=0)  # an open turn holds its session at most this long; above ingress.turn_timeout_s
-    lease_wait_s: float = Field(10, ge=0)  # a second turn waits this long, then 409
-    max_sessions: int = Field(100_000, ge=1)  # per tenant; the longest unused goes first
+    store: Literal["disk", "memory"] = Field("disk", description="memory: lost at the end, one process only")
+    max_messages: int = Field(20, ge=2, multiple_of=2, description="kept per session; the oldest exchange goes first")
+    lease_s: float = Field(
+        150, gt=0, description="an open turn holds its session at most this long; above ingress.turn_timeout_s"
+    )
+    lease_wait_s: float = Field(10, ge=0, description="a second turn waits this long, then 409")
+    max_sessions: int = Field(100_000, ge=1, description="per tenant; the longest unused goes first")
 
 
 class VisionEncoderConfig(Section):
     replica: ReplicaConfig = ReplicaConfig(num_cpus=0.5)
-    num_threads: int = Field(1, ge=1)  # of torch, per replica
-    preprocess_threads: int = Field(1, ge=1)
-    max_batch_images: int = Field(8, ge=1)
-    max_waiting_images: int = Field(256, ge=1)
-    memory_cache_bytes: int = Field(256_000_000, ge=0)
-    disk_cache_bytes: int = Field(2_000_000_000, ge=0)  # 0: no disk level
-    timeout_s: float = Field(30, gt=0)  # for one picture, waiting included
+    num_threads: int = Field(1, ge=1, description="of torch, per replica")
+    preprocess_threads: int = Field(1, ge=1, description="that decode and resize pictures, per replica")
+    max_batch_images: int = Field(8, ge=1, description="pictures that go through a tower together")
+    max_waiting_images: int = Field(256, ge=1, description="waiting beyond that: 503")
+    memory_cache_bytes: int = Field(256_000_000, ge=0, description="of features in memory, per replica")
+    disk_cache_bytes: int = Field(2_000_000_000, ge=0, description="0: no disk level")
+    timeout_s: float = Field(30, gt=0, description="for one picture, waiting included")
 
 
 class GeneratorConfig(Section):
     """How one model generates. A model's own `generator:` section replaces single keys of the shared one."""
 
     replica: ReplicaConfig = ReplicaConfig(num_cpus=1.0)
-    mode: Literal["batch", "simple"] = "batch"  # simple: one request at a time, the slow twin
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    num_threads: int = Field(1, ge=1)  # of torch, per replica
-    num_slots: int = Field(16, ge=1)  # requests that decode together
+    mode: Literal["batch", "simple"] = Field("batch", description="simple: one request at a time, the slow twin")
+    dtype: Dtype = Field("auto", description="of weights and K/V; auto: float32 on CPU, bfloat16 on CUDA")
+    num_threads: int = Field(1, ge=1, description="of torch, per replica")
+    num_slots: int = Field(16, ge=1, description="requests that decode together")
     max_context_tokens: int = Field(
-        2048, ge=16
-    )  # per slot: prompt and answer; the checkpoint's own limit wins if lower
-    prefill_chunk_tokens: int = Field(512, ge=16)  # prompt tokens computed between two decode steps
-    max_waiting_requests: int = Field(128, ge=0)
-    max_new_tokens: int = Field(512, ge=1)  # a request may ask for at most this many
-    default_new_tokens: int = Field(256, ge=1)
-    max_timeout_s: float = Field(120, gt=0)  # from arrival to the last token
+        2048, ge=16, description="per slot, prompt and answer; a checkpoint's lower limit wins"
+    )
+    prefill_chunk_tokens: int = Field(512, ge=16, description="prompt tokens computed between two decode steps")
+    max_waiting_requests: int = Field(128, ge=0, description="waiting for a slot beyond that: 503")
+    max_new_tokens: int = Field(512, ge=1, description="a request may ask for at most this many")
+    default_new_tokens: int = Field(256, ge=1, description="when a request does not say")
+    max_timeout_s: float = Field(120, gt=0, description="from arrival to the last token")
 
 
 class ModelConfig(Section):
-    name: Name
-    family: Literal["smolvlm", "fake"]
-    checkpoint: str = ""  # a folder, or a hub id "owner/name"
-    revision: str | None = None  # of a hub id: a commit, tag or branch
-    generator: dict[str, object] = Field(default_factory=dict)  # keys of the generator section to replace
+    name: Name = Field(description="what clients call it")
+    family: Literal["smolvlm", "fake"] = Field(description="how its checkpoint is read")
+    checkpoint: str = Field("", description="a folder, or a hub id owner/name")
+    revision: str | None = Field(None, description="of a hub id, which needs one: a commit, tag or branch")
+    generator: dict[str, object] = Field(default_factory=dict, description="keys of the generator section to replace")
 
     @model_validator(mode="after")
     def _has_checkpoint(self) -> ModelConfig:
@@ -124,10 +127,10 @@ class ModelConfig(Section):
 
 
 class RetinaConfig(Section):
-    models: tuple[ModelConfig, ...] = Field(min_length=1)
-    default_model: Name | None = None  # None: the first
-    data_dir: str = ".retina"  # sessions, pictures, features and the secret; relative to the working directory
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    models: tuple[ModelConfig, ...] = Field(min_length=1, description="at least one")
+    default_model: Name | None = Field(None, description="for sessions that name none; null: the first")
+    data_dir: str = Field(".retina", description="sessions, pictures, features, secret; relative to where Ray runs")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where the cluster has it")
     images: ImageConfig = ImageConfig()
     ingress: IngressConfig = IngressConfig()
     session_router: SessionRouterConfig = SessionRouterConfig()

@@ -7,6 +7,7 @@ import yaml
 
 from deployments.config import RetinaConfig, parse_config
 from deployments.errors import ConfigError
+from deployments.settings_table import settings_page
 
 FAKE = {"name": "one", "family": "fake"}
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -77,3 +78,7 @@ def test_values_are_frozen() -> None:
     config = parse_config({"models": [FAKE]})
     with pytest.raises(ValueError, match="frozen"):
         config.data_dir = "/elsewhere"
+
+
+def test_the_configuration_page_is_what_the_command_prints() -> None:
+    assert (CONFIGS.parent / "docs" / "configuration.md").read_text() == settings_page()

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config import RetinaConfig
+from deployments.errors import PartUnavailable
 from deployments.generator.open import open_generator
 from deployments.handles import RayVisionEncoder
 from deployments.logs import configure_logging
@@ -27,3 +28,9 @@ class GeneratorReplica:
 
     async def statistics(self) -> Json:
         return {"pid": os.getpid(), **await self._generator.statistics()}
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica when this raises: an engine whose thread has ended answers nobody."""
+        reason = (await self._generator.statistics()).get("closing")
+        if reason is not None:
+            raise PartUnavailable(str(reason))

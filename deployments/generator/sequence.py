@@ -53,20 +53,34 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class AnswerText:
-    """From token ids to the text a client may see: whole characters, up to the first stop string."""
+    """From token ids to the text a client may see: whole characters, up to the first stop string.
+
+    White space before the answer's first character is left out: chat templates such as SmolVLM's end the prompt with
+    "Assistant:" and write a stored answer as "Assistant: answer", so the space belongs to the template. Kept, it would
+    be doubled in the next turn's prompt.
+    """
 
     def __init__(self, decode: Callable[[abc.Sequence[int]], str], stop: abc.Sequence[str]) -> None:
         self._detokenizer = Detokenizer(decode)
         self._scanner = StopScanner(stop)
+        self._has_begun = False  # a character that is not white space was seen
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """New text, and whether it ends here because of a stop string."""
-        return self._scanner.push(self._detokenizer.push(token_id))
+        text, stopped = self._scanner.push(self._detokenizer.push(token_id))
+        return self._begin(text), stopped
 
     def finish(self) -> tuple[str, bool]:
         """The held-back rest, and whether a stop string ended it."""
         text, stopped = self._scanner.push(self._detokenizer.flush())
-        return (text, True) if stopped else (text + self._scanner.flush(), False)
+        rest = "" if stopped else self._scanner.flush()
+        return self._begin(text + rest), stopped
+
+    def _begin(self, text: str) -> str:
+        if not self._has_begun:
+            text = text.lstrip()
+            self._has_begun = bool(text)
+        return text
 
 
 @dataclass(slots=True)

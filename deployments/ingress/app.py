@@ -30,7 +30,7 @@ def create_app(
     parts: Introspection,
 ) -> FastAPI:
     """The app over these parts, which stay the caller's to close."""
-    pictures = PictureIntake(images, config.images, secret, config.ingress.encode_threads)
+    pictures = PictureIntake(images, config.images, secret, config.ingress.picture_threads)
     app = FastAPI(
         title="Retina",
         description="Chat about pictures with vision-language models.",

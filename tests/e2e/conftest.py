@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ ENDLESS = "endless"  # a tiny random checkpoint: it says nonsense and does not s
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Any) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
-    checkpoint = tiny_checkpoint("256m", seed=3)
+    checkpoint = shutil.copytree(tiny_checkpoint("256m", seed=3), folder / "endless")
+    _never_stop(checkpoint)
 
     def add_endless(args: dict[str, Any]) -> None:
         own = {"replica": {"num_cpus": 0.1}, "max_new_tokens": 4000, "max_context_tokens": 8000, "num_slots": 4}
@@ -33,6 +35,16 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Any) -> I
         yield service
     finally:
         service.stop()
+
+
+def _never_stop(checkpoint: Path) -> None:
+    """Give the stop token a logit of zero, which is never the largest of hundreds of random ones."""
+    from safetensors.torch import load_file, save_file
+
+    stop = json.loads((checkpoint / "generation_config.json").read_text())["eos_token_id"]
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["lm_head.weight"][stop] = 0
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,9 +47,19 @@ def local_config(folder: Path, port: int, change: Callable[[dict[str, Any]], Non
     return path
 
 
+@functools.cache
 def ray_environment() -> dict[str, str]:
+    """A Ray of the tests' own: `serve run` would join a cluster that somebody else has begun on this machine."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: paths of sockets have at most 107 characters
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return {
+        **kept,
+        "RAY_TMPDIR": folder,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 def wait_for(condition: Callable[[], object], within_s: float, what: str) -> None:
@@ -72,7 +86,7 @@ class Service:
 
     @property
     def dashboard(self) -> str:
-        found = re.search(r"dashboard at\D*?(http://[\d.]+:\d+)", self.log.read_text())
+        found = re.search(r"dashboard at.*?(http://[\d.]+:\d+)", self.log.read_text())
         assert found, "serve run names its dashboard"
         return found[1]
 
@@ -113,7 +127,9 @@ class Service:
 
     def _is_ready(self) -> bool:
         assert self.process is not None
-        assert self.process.poll() is None, f"serve run ended by itself:\n{self.log.read_text()[-4000:]}"
+        log = self.log.read_text()
+        assert self.process.poll() is None, f"serve run ended by itself:\n{log[-4000:]}"
+        assert "Failed to update the deployments" not in log, f"a part does not start:\n{log[-4000:]}"
         try:
             return httpx.get(f"{self.url}/readyz", timeout=10).status_code == 200
         except httpx.HTTPError:
@@ -139,3 +155,12 @@ def unique_picture(seed: int) -> bytes:
     encoded = io.BytesIO()
     picture.save(encoded, "PNG")
     return encoded.getvalue()
+
+
+def ask(service: Service, image: bytes | None = None, **form: str) -> httpx.Response:
+    """POST /chat as a form."""
+    files = {"image": ("photo", image)} if image is not None else None
+    with service.client() as client:
+        if files is None:
+            return client.post("/chat", data=form)
+        return client.post("/chat", data=form, files=files)

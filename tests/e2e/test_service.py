@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ENDLESS
-from service import BIN, ROOT, Service, events, ray_environment, unique_picture, wait_for
+from service import BIN, ROOT, Service, ask, events, ray_environment, unique_picture, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.torch, pytest.mark.timeout(300)]
 
@@ -30,14 +30,6 @@ REPLY_KEYS = {
 }
 USAGE_KEYS = {"prompt_tokens", "image_tokens", "reused_tokens", "completion_tokens"}
 TIMING_KEYS = {"queue_ms", "encode_ms", "encode_source", "prefill_ms", "decode_ms", "first_token_ms"}
-
-
-def ask(service: Service, image: bytes | None = None, **form: str) -> httpx.Response:
-    files = {"image": ("photo", image)} if image is not None else None
-    with service.client() as client:
-        if files is None:
-            return client.post("/chat", data=form)
-        return client.post("/chat", data=form, files=files)
 
 
 def test_ready_within_a_minute(service: Service) -> None:
@@ -131,7 +123,8 @@ async def test_a_client_that_leaves_mid_stream_frees_its_slot(service: Service) 
     async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
         async with client.stream("POST", "/chat", data=form) as response:
             assert response.status_code == 200
-            async for line in response.aiter_lines():
+            lines = response.aiter_lines()  # kept: an iterator that is dropped closes the connection
+            async for line in lines:
                 if line.startswith("event: chunk"):
                     break
             busy = (await client.get("/-/engine")).json()[ENDLESS]

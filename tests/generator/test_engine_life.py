@@ -147,7 +147,9 @@ async def test_closing_after_the_last_chunk_is_no_cancel(open_test_engine: Any) 
     assert await cancelled(engine) == {}
 
 
-def test_when_the_event_loop_is_gone_its_requests_are_too(open_test_engine: Any, turnstile: Turnstile) -> None:
+def test_when_the_event_loop_is_gone_its_requests_are_too(
+    open_test_engine: Any, turnstile: Turnstile, language: WatchedLanguage
+) -> None:
     engine = open_test_engine(prompts=EndlessPrompts())
     loop = asyncio.new_event_loop()
 
@@ -163,6 +165,7 @@ def test_when_the_event_loop_is_gone_its_requests_are_too(open_test_engine: Any,
     loop.close()
     turnstile.open()
     assert engine.wait_idle(WAIT_S)
+    assert len(language.passes) <= 3
     assert len(asyncio.run(read(engine.stream(ask("xyz", max_new_tokens=5)))).text) == 5
 
 
@@ -233,10 +236,11 @@ async def test_more_than_slots_and_queue_is_overload(open_test_engine: Any, turn
     assert (await engine.statistics())["metrics"]["generator_requests.rejected"] == 1
 
 
-async def test_first_come_first_served(open_test_engine: Any, turnstile: Turnstile) -> None:
+@pytest.mark.parametrize("mode", ["batch", "simple"])
+async def test_first_come_first_served(open_test_engine: Any, turnstile: Turnstile, mode: str) -> None:
     """Also when the picture of the first takes longer than the prompt of the second."""
     encoder = LetterEncoder(gate=asyncio.Event())
-    engine = open_test_engine(num_slots=1, encoder=encoder)
+    engine = open_test_engine(num_slots=1, encoder=encoder, mode=mode)
     order: list[str] = []
 
     async def note(request: GenerateRequest) -> None:
@@ -438,7 +442,9 @@ async def test_an_idle_engine_sleeps(open_test_engine: Any) -> None:
     assert time.clock_gettime(clock) - before < 0.01
 
 
-async def test_features_do_not_outlive_their_request(open_test_engine: Any) -> None:
+async def test_nothing_outlives_its_request(open_test_engine: Any) -> None:
+    from deployments.generator.ticket import Ticket
+
     arrays: list[weakref.ref[np.ndarray]] = []
 
     class Noted(LetterEncoder):
@@ -452,6 +458,8 @@ async def test_features_do_not_outlive_their_request(open_test_engine: Any) -> N
     gc.collect()
     assert len(arrays) == 7
     assert [array() for array in arrays] == [None] * 7
+    tickets = [item for item in gc.get_objects() if type(item) is Ticket]
+    assert tickets == [], "held by a timer?"
 
 
 async def test_check_sees_what_is_left_behind(open_test_engine: Any, turnstile: Turnstile) -> None:

@@ -67,10 +67,15 @@ def test_decode_writes_each_row_at_its_own_position(cache: SlotCache) -> None:
     assert got.data_ptr() == cache.slot_layers[1].keys.data_ptr(), "a view, not a gather"
 
 
-def test_the_window_never_exceeds_the_context(cache: SlotCache) -> None:
+@pytest.mark.parametrize(
+    ("longest", "length"), [(0, 64), (63, 64), (64, 128), (127, 128), (128, 192), (192, 200), (199, 200)]
+)
+def test_the_window_is_the_longest_row_rounded_up_within_the_context(
+    cache: SlotCache, longest: int, length: int
+) -> None:
     import torch
 
-    assert cache.decode_window(torch.tensor([199]), longest=199).shape[-1] == 200
+    assert cache.decode_window(torch.tensor([longest]), longest).shape[-1] == length
 
 
 def test_moving_and_clearing(cache: SlotCache) -> None:

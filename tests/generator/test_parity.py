@@ -134,7 +134,8 @@ class Original:
         ids = output[0, inputs["input_ids"].shape[1] :].tolist()
         stop = self._model.generation_config.eos_token_id
         ids = ids[:-1] if ids[-1] in (stop if isinstance(stop, list) else [stop]) else ids
-        return self._processor.tokenizer.decode(ids, skip_special_tokens=True), len(ids)
+        # The engine leaves out white space before the answer, see AnswerText.
+        return self._processor.tokenizer.decode(ids, skip_special_tokens=True).lstrip(), len(ids)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

@@ -102,6 +102,19 @@ def test_half_a_character_at_the_end_may_complete_a_stop_string() -> None:
     assert (last.text, last.finish_reason) == ("", "stop")
 
 
+@pytest.mark.parametrize("stop", [(), ("zz",)])
+def test_white_space_before_the_answer_is_left_out_and_its_tokens_counted(stop: tuple[str, ...]) -> None:
+    def decode(token_ids: Any) -> str:
+        return bytes(token_ids).decode("utf-8", errors="replace")
+
+    chunks = accept_all(sequence(max_new_tokens=6, stop=stop, decode=decode), *b" \n a b")
+    shown = [chunk for chunk in chunks if chunk is not None]
+    assert [(chunk.text, chunk.num_tokens) for chunk in shown] == [("a", 4), (" ", 1), ("b", 1)]
+    [*_, last] = accept_all(sequence(max_new_tokens=2, stop=stop, decode=decode), *b"  ")
+    assert last is not None
+    assert (last.text, last.num_tokens, last.finish_reason) == ("", 2, "length")
+
+
 @settings(deadline=None)
 @given(st.text("ab", max_size=40), st.lists(st.text("ab", min_size=1, max_size=5), max_size=4), st.data())
 def test_the_scanner_equals_cutting_the_whole(text: str, stop: list[str], data: st.DataObject) -> None:
