@@ -1,4 +1,4 @@
-"""Checks that the demo trains on the very tokens the chat template serves, and that its pointers agree with its answers."""
+"""Checks that the demo trains on the very tokens that are served, and that its pointers agree with its answers."""
 
 from __future__ import annotations
 
