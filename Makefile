@@ -6,7 +6,7 @@ READY := .venv/.ready
 .PHONY: serve serve-fake test test-fast check format demo clean
 
 serve: $(READY)  ## chat service on http://localhost:8000 over the demo checkpoint, under Ray
-	RAY_USAGE_STATS_ENABLED=0 $(BIN)/serve run configs/local.yaml
+	RAY_USAGE_STATS_ENABLED=0 $(BIN)/retina serve  # checks the machine's size, then: serve run configs/local.yaml
 
 serve-fake: $(READY)  ## whole graph and page in one process without Ray or torch, about a second
 	$(BIN)/retina serve --in-process --config configs/fake.yaml
@@ -14,8 +14,8 @@ serve-fake: $(READY)  ## whole graph and page in one process without Ray or torc
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest
 
-test-fast: $(READY)  ## those that need neither torch nor a cluster
-	$(BIN)/python -m pytest -m "not torch and not cluster"
+test-fast: $(READY)  ## those that need neither torch nor Ray
+	$(BIN)/python -m pytest -m "not torch and not ray and not cluster"
 
 check: $(READY)  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

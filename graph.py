@@ -8,7 +8,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
-from deployments.capacity import require_capacity, resolve_device, resolve_paths
+from deployments.capacity import Cluster, require_capacity, resolve_device, resolve_paths
 from deployments.config import ReplicaConfig, RetinaConfig, parse_config, read_config
 from deployments.errors import ConfigError
 from deployments.generator.deployment import GeneratorReplica
@@ -20,6 +20,7 @@ from deployments.vision_encoder.deployment import VisionEncoderReplica
 STICKY = RequestRouterConfig(request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter")
 CONFIGS = Path(__file__).parent / "configs"
 HEALTH_CHECK_PERIOD_S = 2.0  # a killed replica is noticed, and begun anew, within this time
+ROOM = 32  # calls beyond what a part admits: refusals and statistics must get through when it is full
 STORING_S = 40.0  # a turn whose answer is whole may take this much longer until it is stored
 
 
@@ -29,8 +30,8 @@ def build(args: dict[str, object] | RetinaConfig) -> Application:
     Raises ConfigError for keys that are wrong and ClusterTooSmall when the minimum replicas cannot fit.
     """
     config = resolve_paths(parse_config(args))
-    _require_shared_stores(config)
     cluster = cluster_now()
+    _require_shared_stores(config, cluster)
     if cluster is not None:
         config = resolve_device(config, cluster)
         require_capacity(config, cluster)
@@ -47,8 +48,14 @@ def __getattr__(name: str) -> Application:
 
 def bind(config: RetinaConfig) -> Application:
     router = _deployment(SessionRouterReplica, "session_router", config.session_router.replica, 30.0).bind(config)
+    section = config.vision_encoder
     encoder = _deployment(
-        VisionEncoderReplica, "vision_encoder", config.vision_encoder.replica, config.vision_encoder.timeout_s, STICKY
+        VisionEncoderReplica,
+        "vision_encoder",
+        section.replica,
+        section.timeout_s,
+        admits=section.max_waiting_images,
+        routing=STICKY,
     ).bind(config)
     generators = {
         model.name: _generator(config, model.name).bind(config, model.name, encoder) for model in config.models
@@ -59,7 +66,14 @@ def bind(config: RetinaConfig) -> Application:
 
 def _generator(config: RetinaConfig, model: str) -> serve.Deployment:
     section = config.generator_of(model)
-    return _deployment(GeneratorReplica, f"generator-{model}", section.replica, section.max_timeout_s, STICKY)
+    return _deployment(
+        GeneratorReplica,
+        f"generator-{model}",
+        section.replica,
+        section.max_timeout_s,
+        admits=section.max_admitted_requests,
+        routing=STICKY,
+    )
 
 
 def _deployment(
@@ -67,6 +81,7 @@ def _deployment(
     name: str,
     replica: ReplicaConfig,
     longest_request_s: float,  # a replica that is taken down finishes what it has, this long at most
+    admits: int = 0,  # requests that the part takes in before it answers 503 by itself
     routing: RequestRouterConfig | None = None,
 ) -> serve.Deployment:
     options: dict[str, object] = {"request_router_config": routing} if routing else {}
@@ -79,7 +94,7 @@ def _deployment(
             max_replicas=replica.max_replicas,
             target_ongoing_requests=replica.target_ongoing_requests,
         ),
-        max_ongoing_requests=replica.max_ongoing_requests,
+        max_ongoing_requests=replica.max_ongoing_requests or admits + ROOM,
         max_queued_requests=replica.max_queued_requests,
         graceful_shutdown_timeout_s=longest_request_s,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
@@ -87,10 +102,17 @@ def _deployment(
     )
 
 
-def _require_shared_stores(config: RetinaConfig) -> None:
+def _require_shared_stores(config: RetinaConfig, cluster: Cluster | None) -> None:
     """The parts are processes of their own here: what lives in one's memory the others never see."""
     if config.images.store == "memory":
         raise ConfigError("images.store: memory works in one process only; under Ray use disk", "images.store")
+    num_nodes = sum(node.num_cpus > 0 for node in cluster.nodes) if cluster else 1
+    if num_nodes > 1:
+        raise ConfigError(
+            f"the disk stores work on one node, and this cluster has {num_nodes}: every node would have sessions and "
+            "pictures of its own. Run Retina on a cluster of one node",
+            "data_dir",
+        )
     if config.session_router.store == "memory" and config.session_router.replica.max_replicas > 1:
         raise ConfigError(
             "session_router.store: memory cannot be shared by several replicas; use disk, or max_replicas: 1",

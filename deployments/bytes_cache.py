@@ -13,11 +13,14 @@ import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
 import diskcache
 from diskcache.core import EVICTION_POLICY, MODE_BINARY, MODE_RAW
+
+from deployments.private_folder import make_private_folder
 
 Eviction = Literal["least-recently-used", "none"]
 CHECKSUM_BYTES = 16
@@ -34,6 +37,10 @@ class UnsafeRecord(Exception):
 
 class FileVanished(Exception):
     """The file of a value went away between reading its row and opening it."""
+
+
+class FileUnreadable(Exception):
+    """The disk did not give a file that is there. No OSError: diskcache takes those for values that are gone."""
 
 
 class BytesDisk(diskcache.Disk):  # type: ignore[misc]
@@ -63,6 +70,8 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
             return super().fetch(mode, filename, value, read)
         except FileNotFoundError as error:
             raise FileVanished(filename) from error
+        except OSError as error:
+            raise FileUnreadable(filename) from error
 
     def remove(self, file_path: str) -> None:
         if _is_own_file(file_path):  # never delete what a planted row points to
@@ -100,8 +109,8 @@ class BytesCache:
         eviction: Eviction,
         on_corrupt: Callable[[str], None] | None,
     ) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chmod(folder, 0o700)
+        make_private_folder(folder)
+        os.chmod(folder, 0o700)  # also when it was there: it is ours alone
         self._on_corrupt = on_corrupt
         with _disk_errors(folder):
             self._cache = ExactCache(
@@ -115,18 +124,24 @@ class BytesCache:
 
     def get(self, key: str) -> bytes | None:
         """The value, or None. A value whose checksum is wrong, or that only pickle could read, is dropped."""
-        with _disk_errors(key):
-            try:
-                stored = self._read(key)
-            except (UnsafeRecord, FileVanished) as error:
-                self.drop(key, repr(error))
-                return None
+        stored = self._fetch(key)
         if stored is None:
             return None
         if not isinstance(stored, bytes) or _checksum(key, stored[CHECKSUM_BYTES:]) != stored[:CHECKSUM_BYTES]:
             self.drop(key, "wrong checksum")
             return None
         return stored[CHECKSUM_BYTES:]
+
+    def start_of(self, key: str, max_bytes: int) -> bytes | None:
+        """The first bytes of the value, or None; of a large value no more is read. It counts as a use.
+
+        Not covered by the checksum of the value: the caller's own format must show whether they can be trusted.
+        """
+        stored = self._fetch(key, as_file=True)
+        if isinstance(stored, BufferedReader):
+            with stored:
+                return stored.read(CHECKSUM_BYTES + max_bytes)[CHECKSUM_BYTES:]
+        return stored[CHECKSUM_BYTES:][:max_bytes] if isinstance(stored, bytes) else None
 
     def put(self, key: str, value: bytes) -> None:
         with _disk_errors(key):
@@ -163,14 +178,23 @@ class BytesCache:
         """Close this thread's connection. Those of other threads close when their threads end."""
         self._cache.close()
 
-    def _read(self, key: str) -> object:
+    def _fetch(self, key: str, *, as_file: bool = False) -> object:
+        """What is stored, None when there is nothing that we may read; `as_file` opens values in files of their own."""
+        with _disk_errors(key):
+            try:
+                return self._read(key, as_file)
+            except (UnsafeRecord, FileVanished) as error:
+                self.drop(key, repr(error))
+                return None
+
+    def _read(self, key: str, as_file: bool) -> object:
         try:
-            return self._cache.get(key)
+            return self._cache.get(key, read=as_file)
         except FileVanished:
             # Another writer replaced the value between our look at the row and at its file; nobody can do so inside
             # a transaction. Not with `retry`: diskcache would spin for ever on a database that cannot be written.
             with self._cache.transact():
-                return self._cache.get(key)
+                return self._cache.get(key, read=as_file)
 
 
 def _checksum(key: str, value: bytes) -> bytes:
@@ -185,6 +209,8 @@ def _disk_errors(doing: object) -> Iterator[None]:
         yield
     except (sqlite3.Error, diskcache.Timeout) as error:
         raise OSError(f"the database failed at {doing}: {error!r}") from error
+    except FileUnreadable as error:
+        raise OSError(f"the file of {doing} cannot be read: {error.__cause__!r}") from error
 
 
 def open_bytes_cache(

@@ -52,19 +52,64 @@ def capacity_table(config: RetinaConfig) -> str:
 
 def require_capacity(config: RetinaConfig, cluster: Cluster) -> None:
     """Raises ClusterTooSmall with the sums when the minimum replicas can never all be placed."""
-    cpus, gpus = _needed(config)
-    if cpus > cluster.num_cpus + ROUNDING or gpus > cluster.num_gpus + ROUNDING:
+    require_cpus(config, cluster)
+    if _needed(config)[1] > cluster.num_gpus + ROUNDING:
+        raise _too_small(config, cluster)
+    left_over = _place(config, cluster)
+    if left_over is not None:
+        name, replica = left_over
         raise ClusterTooSmall(
-            f"the cluster has {cluster.num_cpus:g} CPU and {cluster.num_gpus:g} GPU; the minimum replicas need "
-            f"{cpus:g} CPU and {gpus:g} GPU:\n{capacity_table(config)}\n"
-            "Lower num_cpus, num_gpus or min_replicas in the config, or start Ray with more."
+            f"the minimum replicas fit the cluster's sum but not its nodes: no place is left for a replica of {name}, "
+            f"which needs {replica.num_cpus:g} CPU and {replica.num_gpus:g} GPU on one node:\n{capacity_table(config)}"
         )
-    for name, replica in replicas_of(config):
-        if not any(_fits(replica, node) for node in cluster.nodes):
-            raise ClusterTooSmall(
-                f"no node of the cluster can hold one replica of {name}: it needs {replica.num_cpus:g} CPU and "
-                f"{replica.num_gpus:g} GPU on one node"
-            )
+
+
+def require_cpus(config: RetinaConfig, cluster: Cluster) -> None:
+    """Raises ClusterTooSmall with the sums when the cores do not suffice; says nothing of GPUs and of nodes."""
+    if _needed(config)[0] > cluster.num_cpus + ROUNDING:
+        raise _too_small(config, cluster)
+
+
+def _too_small(config: RetinaConfig, cluster: Cluster) -> ClusterTooSmall:
+    cpus, gpus = _needed(config)
+    return ClusterTooSmall(
+        f"there are {cluster.num_cpus:g} CPU and {cluster.num_gpus:g} GPU; the minimum replicas need "
+        f"{cpus:g} CPU and {gpus:g} GPU:\n{capacity_table(config)}\n"
+        "Lower num_cpus, num_gpus or min_replicas in the config, or start Ray with more."
+    )
+
+
+@dataclass(slots=True)
+class _Free:
+    """What a node has left; a share of a GPU must come from one and the same GPU."""
+
+    num_cpus: float
+    gpus: list[float]
+
+    def take(self, replica: ReplicaConfig) -> bool:
+        """Whether the replica fits here; then its share is gone."""
+        if replica.num_cpus > self.num_cpus + ROUNDING:
+            return False
+        whole, share = divmod(replica.num_gpus, 1)
+        untouched = [index for index, left in enumerate(self.gpus) if left > 1 - ROUNDING]
+        chosen = untouched[: int(whole)]
+        fitting = [i for i, left in enumerate(self.gpus) if i not in chosen and share <= left + ROUNDING]
+        if len(chosen) < whole or (share > ROUNDING and not fitting):
+            return False
+        for index in chosen:
+            self.gpus[index] = 0
+        if share > ROUNDING:
+            self.gpus[min(fitting, key=lambda index: self.gpus[index])] -= share
+        self.num_cpus -= replica.num_cpus
+        return True
+
+
+def _place(config: RetinaConfig, cluster: Cluster) -> tuple[str, ReplicaConfig] | None:
+    """The first replica for which nothing is left when the largest are placed first; None when all have a place."""
+    free = [_Free(node.num_cpus, [1.0] * int(node.num_gpus)) for node in cluster.nodes]
+    wanted = [(name, replica) for name, replica in replicas_of(config) for _ in range(replica.min_replicas)]
+    wanted.sort(key=lambda item: (item[1].num_gpus, item[1].num_cpus), reverse=True)
+    return next(((name, replica) for name, replica in wanted if not any(node.take(replica) for node in free)), None)
 
 
 def _needed(config: RetinaConfig) -> tuple[float, float]:
@@ -72,10 +117,6 @@ def _needed(config: RetinaConfig) -> tuple[float, float]:
     cpus = sum(replica.min_replicas * replica.num_cpus for replica in replicas)
     gpus = sum(replica.min_replicas * replica.num_gpus for replica in replicas)
     return round(cpus, 6), round(gpus, 6)
-
-
-def _fits(replica: ReplicaConfig, node: Node) -> bool:
-    return replica.num_cpus <= node.num_cpus + ROUNDING and replica.num_gpus <= node.num_gpus + ROUNDING
 
 
 def resolve_device(config: RetinaConfig, cluster: Cluster) -> RetinaConfig:
@@ -121,4 +162,6 @@ def resolve_paths(config: RetinaConfig) -> RetinaConfig:
         else model
         for model in config.models
     )
-    return config.model_copy(update={"data_dir": os.path.abspath(config.data_dir), "models": models})
+    return config.model_copy(
+        update={"data_dir": os.path.abspath(os.path.expanduser(config.data_dir)), "models": models}
+    )

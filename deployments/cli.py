@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import threading
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -139,11 +140,19 @@ def _read(path: Path) -> bytes:
 
 async def _next_line() -> str | None:
     """A line from the terminal, None at its end or for /quit."""
-    try:
-        line = (await asyncio.to_thread(input, "> ")).strip()
-    except EOFError:
-        return None
-    return None if line == "/quit" else line
+    loop = asyncio.get_running_loop()
+    reply: asyncio.Future[str | None] = loop.create_future()
+
+    def read() -> None:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            line = "/quit"
+        loop.call_soon_threadsafe(reply.set_result, None if line == "/quit" else line)
+
+    # A daemon: the loop's own threads are waited for at the end, so Ctrl-C would hang until Enter is pressed.
+    threading.Thread(target=read, daemon=True).start()
+    return await reply
 
 
 # ------------------------------------------------------------------------------------- serve and check
@@ -162,7 +171,16 @@ def serve(
         return
     if port is not None:
         raise typer.BadParameter("under Ray the port stands in the config: http_options.port", param_hint="--port")
+    _require_local_capacity(parsed)
     os.execv(sys.executable, [sys.executable, "-m", "ray.serve.scripts", "run", str(config)])
+
+
+def _require_local_capacity(config: RetinaConfig) -> None:
+    """`serve run` itself would wait for ever. Only for a Ray that is going to start here, on this machine's cores."""
+    from deployments.capacity import Cluster, Node, require_cpus
+
+    if "RAY_ADDRESS" not in os.environ:
+        require_cpus(config, Cluster((Node(len(os.sched_getaffinity(0)), 0),)))
 
 
 async def _serve_in_process(config: RetinaConfig, port: int) -> None:

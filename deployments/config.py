@@ -42,8 +42,10 @@ class ReplicaConfig(Section):
     min_replicas: int = Field(1, ge=1, description="replicas that always run")
     max_replicas: int = Field(1, ge=1, description="replicas under load")
     target_ongoing_requests: float = Field(16, gt=0, description="autoscaling aims at this many per replica")
-    max_ongoing_requests: int = Field(128, ge=1, description="a replica takes no more at a time")
-    max_queued_requests: int = Field(256, ge=-1, description="wait at each caller beyond that; -1 is unbounded")
+    max_ongoing_requests: int | None = Field(
+        None, ge=1, description="a replica takes no more at a time; null: what the part admits by itself, and some room"
+    )
+    max_queued_requests: int = Field(64, ge=-1, description="wait at each caller beyond that; -1 is unbounded")
 
     @model_validator(mode="after")
     def _ordered(self) -> ReplicaConfig:
@@ -65,21 +67,25 @@ class ImageConfig(Section):
 
 
 class IngressConfig(Section):
-    replica: ReplicaConfig = ReplicaConfig(num_cpus=0.2, max_ongoing_requests=512)
+    replica: ReplicaConfig = ReplicaConfig(num_cpus=0.2, max_ongoing_requests=512, max_queued_requests=256)
     max_body_bytes: int = Field(24_000_000, ge=1, description="of a request, picture and form together")
     max_message_chars: int = Field(16_000, ge=1, description="of one question")
     turn_timeout_s: float = Field(120, gt=0, description="open_turn to the last chunk")
     picture_threads: int = Field(2, ge=1, description="that check pictures, per replica")
+    max_waiting_pictures: int = Field(32, ge=1, description="waiting for a check beyond that: 503")
+    max_listed_sessions: int = Field(1000, ge=1, description="in one answer of GET /chat/sessions")
 
 
 class SessionRouterConfig(Section):
-    replica: ReplicaConfig = ReplicaConfig(num_cpus=0.1, max_ongoing_requests=512)
+    replica: ReplicaConfig = ReplicaConfig(num_cpus=0.1, max_ongoing_requests=1024, max_queued_requests=1024)
     store: Literal["disk", "memory"] = Field("disk", description="memory: lost at the end, one process only")
     max_messages: int = Field(20, ge=2, multiple_of=2, description="kept per session; the oldest exchange goes first")
     lease_s: float = Field(
         150, gt=0, description="an open turn holds its session at most this long; above ingress.turn_timeout_s"
     )
     lease_wait_s: float = Field(10, ge=0, description="a second turn waits this long, then 409")
+    max_waiting_turns: int = Field(8, ge=0, description="wait for one session; beyond that 409 at once")
+    max_session_id_chars: int = Field(128, ge=32, description="of an id that a client chose")
     max_sessions: int = Field(100_000, ge=1, description="per tenant; the longest unused goes first")
 
 
@@ -88,6 +94,7 @@ class VisionEncoderConfig(Section):
     num_threads: int = Field(1, ge=1, description="of torch, per replica")
     preprocess_threads: int = Field(1, ge=1, description="that decode and resize pictures, per replica")
     max_batch_images: int = Field(8, ge=1, description="pictures that go through a tower together")
+    max_batch_patches: int = Field(32_768, ge=1, description="their patches, all tiles; one picture may have more")
     max_waiting_images: int = Field(256, ge=1, description="waiting beyond that: 503")
     memory_cache_bytes: int = Field(256_000_000, ge=0, description="of features in memory, per replica")
     disk_cache_bytes: int = Field(2_000_000_000, ge=0, description="0: no disk level")
@@ -99,7 +106,7 @@ class GeneratorConfig(Section):
 
     replica: ReplicaConfig = ReplicaConfig(num_cpus=1.0)
     mode: Literal["batch", "simple"] = Field("batch", description="simple: one request at a time, the slow twin")
-    dtype: Dtype = Field("auto", description="of weights and K/V; auto: float32 on CPU, bfloat16 on CUDA")
+    dtype: Dtype = Field("auto", description="auto: float32 on CPU; on CUDA bfloat16 where native, else float16")
     num_threads: int = Field(1, ge=1, description="of torch, per replica")
     num_slots: int = Field(16, ge=1, description="requests that decode together")
     max_context_tokens: int = Field(
@@ -110,6 +117,20 @@ class GeneratorConfig(Section):
     max_new_tokens: int = Field(512, ge=1, description="a request may ask for at most this many")
     default_new_tokens: int = Field(256, ge=1, description="when a request does not say")
     max_timeout_s: float = Field(120, gt=0, description="from arrival to the last token")
+    max_stop_strings: int = Field(8, ge=0, description="of one request")
+    max_stop_chars: int = Field(256, ge=1, description="of each of them")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> GeneratorConfig:
+        if self.default_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"default_new_tokens {self.default_new_tokens} is above max_new_tokens {self.max_new_tokens}"
+            )
+        return self
+
+    @property
+    def max_admitted_requests(self) -> int:
+        return self.num_slots + self.max_waiting_requests
 
 
 class ModelConfig(Section):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+import contextvars
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeVar
 
 import ray
 import ray.exceptions
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from deployments.capacity import Cluster, Node
 from deployments.errors import DeadlineExceeded, Overloaded, PartUnavailable, RetinaError
@@ -39,6 +40,11 @@ def ray_errors_as_ours(part: str) -> Iterator[None]:
     """Raise the RetinaError that a replica raised, or the one that says what became of the replica."""
     try:
         yield
+    except asyncio.CancelledError as error:
+        if _is_cancelled_from_outside():
+            raise
+        # Serve raises it, too, when it gave the call up by itself; our own task goes on.
+        raise PartUnavailable(f"{part} dropped the request", None, 1.0) from error
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, RetinaError):
@@ -48,15 +54,14 @@ def ray_errors_as_ours(part: str) -> Iterator[None]:
         raise
     except BackPressureError as error:
         raise Overloaded(f"{part} has too many requests waiting", None, 1.0) from error
-    except (
-        ray.exceptions.RayActorError,
-        ray.exceptions.WorkerCrashedError,
-        ray.exceptions.NodeDiedError,
-        DeploymentUnavailableError,
-    ) as error:
+    except (ray.exceptions.RayError, RayServeException) as error:
+        # Dead actors, workers, nodes, memory, lost objects: whatever it was, this call has no answer.
         raise _gone(part) from error
-    except (RequestCancelledError, ray.exceptions.TaskCancelledError) as error:
-        raise PartUnavailable(f"{part} dropped the request", None, 1.0) from error
+
+
+def _is_cancelled_from_outside() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _gone(part: str) -> PartUnavailable:
@@ -76,6 +81,11 @@ async def _call(part: str, method: Any, *args: object, timeout_s: float) -> Any:
     except asyncio.CancelledError:
         response.cancel()
         raise
+
+
+async def _outside_request(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` as nobody's child: Serve cancels the calls that an HTTP request made when its client goes away."""
+    return await asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
 class RayVisionEncoder:
@@ -121,11 +131,11 @@ class RayGenerator:
         return statistics
 
 
-# close_turn is idempotent by its lease and the others change nothing twice, so a router replica's death is ridden out.
+# close_turn is idempotent by its lease and the others change nothing, so a router replica's death is ridden out.
 ride_out_restart = retry(
-    retry=retry_if_exception_type(PartUnavailable),
+    retry=retry_if_exception_type((PartUnavailable, Overloaded)),
     wait=wait_random_exponential(multiplier=0.2, max=2),
-    stop=stop_after_attempt(6),
+    stop=stop_after_delay(20),
     reraise=True,
 )
 
@@ -138,14 +148,33 @@ class RaySessionRouter:
     def __init__(self, handle: DeploymentHandle, lease_wait_s: float) -> None:
         self._handle = handle
         self._timeout_s = lease_wait_s + HOP_ALLOWANCE_S
+        self._returning: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
     async def open_turn(self, request: TurnRequest) -> Turn:
-        turn: Turn = await self._ask(self._handle.open_turn, request)
+        """A caller that is cancelled leaves no lease behind: the call goes on, and what it was granted is given back.
+
+        Cancelling the call instead could lose a grant whose reply is on its way, and close the session for lease_s.
+        """
+        opening = asyncio.create_task(_outside_request(self._ask(self._handle.open_turn, request)))
+        try:
+            turn: Turn = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            returning = asyncio.create_task(self._give_back(opening))
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
+            raise
         return turn
+
+    async def _give_back(self, opening: asyncio.Task[Turn]) -> None:
+        try:
+            turn = await opening
+        except RetinaError:
+            return  # nothing was granted, and nobody is left to be told why
+        await self.close_turn(TurnOutcome(turn, None))
 
     @ride_out_restart
     async def close_turn(self, outcome: TurnOutcome) -> int:
-        length: int = await self._ask(self._handle.close_turn, outcome)
+        length: int = await _outside_request(self._ask(self._handle.close_turn, outcome))
         return length
 
     @ride_out_restart
@@ -154,8 +183,8 @@ class RaySessionRouter:
         return messages
 
     @ride_out_restart
-    async def sessions(self, tenant: str) -> tuple[SessionSummary, ...]:
-        summaries: tuple[SessionSummary, ...] = await self._ask(self._handle.sessions, tenant)
+    async def sessions(self, tenant: str, limit: int) -> tuple[SessionSummary, ...]:
+        summaries: tuple[SessionSummary, ...] = await self._ask(self._handle.sessions, tenant, limit)
         return summaries
 
     async def delete_session(self, tenant: str, session_id: str) -> None:

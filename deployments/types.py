@@ -220,8 +220,8 @@ class SessionArchive(Protocol):
         """Kept messages, oldest first. Raises SessionNotFound."""
         ...
 
-    async def sessions(self, tenant: str) -> tuple[SessionSummary, ...]:
-        """All sessions of the tenant, last used first."""
+    async def sessions(self, tenant: str, limit: int) -> tuple[SessionSummary, ...]:
+        """At most `limit` sessions of the tenant, last used first."""
         ...
 
     async def delete_session(self, tenant: str, session_id: str) -> None:
@@ -239,12 +239,19 @@ class StoredImage:
 
 
 class ImageStore(Protocol):
-    """Pictures by tenant and id. Ids of other tenants look like ids that do not exist."""
+    """Pictures by tenant and id. Ids of other tenants look like ids that do not exist.
+
+    All methods raise PartUnavailable when the store itself fails.
+    """
 
     async def put(self, tenant: str, image: StoredImage) -> None: ...
 
     async def get(self, tenant: str, image_id: str) -> StoredImage:
         """Raises ImageNotFound."""
+        ...
+
+    async def find(self, tenant: str, image_id: str) -> ImageRef:
+        """Cheap: does not read the picture. Raises ImageNotFound."""
         ...
 
     async def delete(self, tenant: str, image_id: str) -> None:

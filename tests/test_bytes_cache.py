@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from diskcache.core import MODE_BINARY, MODE_PICKLE, MODE_RAW, MODE_TEXT
 
-from deployments.bytes_cache import FILE_FROM, BytesCache, open_bytes_cache
+from deployments.bytes_cache import FILE_FROM, BytesCache, Eviction, open_bytes_cache
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,6 +76,23 @@ def test_values_come_back(cache: BytesCache, size: int) -> None:
     assert cache.get("other") is None
 
 
+@pytest.mark.parametrize("size", [0, 5, 1000, FILE_FROM, 1_000_000])
+def test_the_start_of_a_value(cache: BytesCache, size: int) -> None:
+    value = os.urandom(size)
+    cache.put("key", value)
+    assert cache.start_of("key", 100) == value[:100]
+    assert cache.start_of("other", 100) is None
+
+
+def test_the_start_of_what_cannot_be_trusted(folder: Path, cache: BytesCache, bomb: tuple[bytes, Path]) -> None:
+    payload, mark = bomb
+    cache.put("key", b"value")
+    change_row(folder, "key", mode=MODE_PICKLE, value=payload, filename=None)
+    assert cache.start_of("key", 100) is None
+    assert not mark.exists()
+    assert cache.num_corrupt == 1
+
+
 def test_put_replaces_and_delete_forgets(cache: BytesCache) -> None:
     cache.put("key", b"first")
     cache.put("key", b"second")
@@ -111,6 +128,13 @@ def test_folder_is_closed_to_others(tmp_path: Path, parents: str) -> None:
     folder = tmp_path / parents / "cache"
     open_bytes_cache(folder).close()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_folders_on_the_way_are_closed_when_they_are_ours(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    open_bytes_cache(tmp_path / "data" / "cache").close()
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
 
 def test_an_open_folder_is_closed(folder: Path) -> None:
@@ -210,6 +234,19 @@ def test_a_missing_file_is_dropped(folder: Path, cache: BytesCache) -> None:
     value_files(folder)[0].unlink()
     assert cache.get("key") is None
     assert cache.keys() == []
+
+
+@pytest.mark.parametrize("eviction", ["none", "least-recently-used"])
+def test_a_file_that_cannot_be_opened_is_an_oserror(folder: Path, eviction: Eviction) -> None:
+    """And not a missing value, which diskcache makes of it."""
+    cache = open_bytes_cache(folder, eviction=eviction)
+    cache.put("key", bytes(FILE_FROM))
+    (file,) = value_files(folder)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(OSError, match="cannot be read: IsADirectoryError"):
+        cache.get("key")
+    assert cache.keys() == ["key"]
 
 
 def test_a_value_moved_to_another_key(folder: Path, cache: BytesCache) -> None:

@@ -38,8 +38,33 @@ def test_minimum_replicas_multiply() -> None:
 
 def test_a_replica_must_fit_on_one_node() -> None:
     config = config_with(generator={"replica": {"num_cpus": 4}})
-    with pytest.raises(ClusterTooSmall, match="no node"):
+    with pytest.raises(ClusterTooSmall, match="on one node"):
         require_capacity(config, cluster((3, 0), (3, 0), (3, 0)))
+
+
+def test_the_sum_may_fit_and_the_nodes_not() -> None:
+    config = config_with(generator={"replica": {"num_cpus": 0.6}})
+    require_capacity(config, cluster((2, 0)))
+    with pytest.raises(ClusterTooSmall, match="not its nodes"):
+        require_capacity(config, cluster((1, 0), (0.5, 0), (0.5, 0)))
+
+
+def test_a_share_of_a_gpu_comes_from_one_gpu() -> None:
+    shares = {"replica": {"num_cpus": 0.1, "num_gpus": 0.6}}
+    config = config_with(generator=shares, vision_encoder=shares)
+    require_capacity(config, cluster((8, 3)))
+    with pytest.raises(ClusterTooSmall, match=r"0\.6 GPU on one node"):
+        require_capacity(config, cluster((8, 2)))
+
+
+def test_shares_fill_up_gpus_and_whole_gpus_need_untouched_ones() -> None:
+    config = config_with(
+        generator={"replica": {"num_gpus": 1}},
+        vision_encoder={"replica": {"num_gpus": 0.5, "min_replicas": 2, "max_replicas": 2}},
+    )
+    require_capacity(config, cluster((8, 3)))
+    with pytest.raises(ClusterTooSmall):
+        require_capacity(config, cluster((8, 2)))
 
 
 def test_auto_is_cuda_only_where_shares_and_gpus_meet() -> None:

@@ -14,8 +14,10 @@ from collections.abc import AsyncGenerator
 
 from deployments.config import GeneratorConfig, RetinaConfig
 from deployments.errors import DeadlineExceeded, Overloaded, PartUnavailable, RetinaError
-from deployments.generator.admission import check_features, check_sampling, fit_answer, pictures_of
+from deployments.generator.admission import check_sampling
+from deployments.generator.context import Fitted, fit_context
 from deployments.generator.loading import load_model
+from deployments.generator.pictures import check_features, pictures_of, pull_features
 from deployments.generator.scheduler import estimate_retry_s
 from deployments.generator.sequence import AnswerText, Marks, Sequence, slowest_source
 from deployments.generator.step import Runner
@@ -23,8 +25,8 @@ from deployments.generator.stream import AnswerStream
 from deployments.generator.ticket import Ticket
 from deployments.generator.worker import Worker
 from deployments.metrics import Metrics
-from deployments.models.family import LanguageModel, Prompt, PromptFormat
-from deployments.types import Chunk, EncodeRequest, GenerateRequest, ImageFeatures, ImageRef, Json, VisionEncoder
+from deployments.models.family import LanguageModel, PromptFormat
+from deployments.types import Chunk, EncodeRequest, GenerateRequest, ImageFeatures, Json, VisionEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class Engine:
         arrived = time.monotonic()
         if self.closing is not None:
             raise PartUnavailable(self.closing)
-        check_sampling(request.sampling, self._config.max_new_tokens)
+        check_sampling(request.sampling, self._config)
         timeout_s = min(request.timeout_s, self._config.max_timeout_s)
         if not timeout_s > 0:  # nan included
             raise DeadlineExceeded("the time for this request was over when it reached the generator")
@@ -145,44 +147,43 @@ class Engine:
 
     async def _build_sequence(self, ticket: Ticket) -> Sequence:
         request = ticket.request
-        prompt = await asyncio.to_thread(self._prompts.build, request.messages)  # tokenizes: off the event loop
-        max_new_tokens = fit_answer(prompt, request.sampling.max_new_tokens, self.context_tokens)
+        asked = request.sampling.max_new_tokens
+        # It tokenizes: off the event loop.
+        fitted = await asyncio.to_thread(fit_context, request.messages, self._prompts.build, asked, self.context_tokens)
+        if num_dropped := len(request.messages) - len(fitted.messages):
+            logger.info("request %s: its %d oldest messages do not fit", request.request_id, num_dropped)
         marks = Marks(ticket.arrived)
-        features = await self._encode(ticket, prompt, marks)
+        features = await self._encode(ticket, fitted, marks)
         return Sequence(
             number=ticket.number,
             request_id=request.request_id,
-            prompt=prompt,
+            prompt=fitted.prompt,
             features=features,
             encode_source=slowest_source(features.values()),
             sampling=request.sampling,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=fitted.max_new_tokens,
             answer=AnswerText(self._prompts.decode, request.sampling.stop),
             stream=ticket.stream,
             marks=marks,
         )
 
-    async def _encode(self, ticket: Ticket, prompt: Prompt, marks: Marks) -> dict[str, ImageFeatures]:
-        """Features of all pictures by id, pulled at the same time; the first error ends the others."""
-        pictures = pictures_of(ticket.request.messages)
+    async def _encode(self, ticket: Ticket, fitted: Fitted, marks: Marks) -> dict[str, ImageFeatures]:
+        """Features of all pictures by id."""
+        began, tenant = time.monotonic(), ticket.request.tenant
+        timeout_s = ticket.deadline - began
+        pictures = pictures_of(fitted.messages).values()
         if not pictures:
             return {}
-        began, ticket.is_encoding = time.monotonic(), True
-        pulls = [asyncio.create_task(self._pull(ticket, image, began)) for image in pictures.values()]
+        ticket.is_encoding = True
         try:
-            features = dict(zip(pictures, await asyncio.gather(*pulls), strict=True))
+            features = await pull_features(
+                self._encoder, [EncodeRequest(tenant, self.model, image, timeout_s) for image in pictures]
+            )
         finally:
             ticket.is_encoding = False
-            for pull in pulls:
-                pull.cancel()
         marks.encode_s = time.monotonic() - began
-        check_features(prompt, ticket.request.messages, features)
+        check_features(fitted.prompt, fitted.messages, features)
         return features
-
-    async def _pull(self, ticket: Ticket, image: ImageRef, now: float) -> ImageFeatures:
-        return await self._encoder.encode(
-            EncodeRequest(ticket.request.tenant, self.model, image, timeout_s=ticket.deadline - now)
-        )
 
     # ------------------------------------------------------------------ the engine as a whole
 

@@ -1,6 +1,6 @@
 """Chooses the next token of each row: the greatest logit, or a draw from the row's filtered distribution.
 
-Temperature, then top_k, then top_p, with the meaning that transformers' logits warpers give them.
+Temperature, top_k and top_p have the meaning that transformers' logits warpers give them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from deployments.types import SamplingParams
 
 NOT_A_TOKEN = -1  # in place of an id where the logits are not finite
 NUCLEUS_CANDIDATES = 256
+# Beyond these float32 divides into nan, and nothing is left to change: the greatest token alone, or all alike.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-30, 1e30
 
 
 def open_rng(sampling: SamplingParams, device: torch.device) -> torch.Generator | None:
@@ -44,11 +46,16 @@ def sample(
 
 
 def filtered_logits(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """(vocab_size,) logits after temperature, top_k and top_p; -inf where a token is ruled out."""
-    logits = logits.float() / params.temperature
+    """(vocab_size,) logits after top_k, temperature and top_p; the greatest is 0, and -inf is ruled out.
+
+    A constant taken off all logits changes no probability, and without it a low temperature makes all of them infinite.
+    """
+    logits = logits.float()
     if 0 < params.top_k < logits.shape[-1]:
         least = logits.topk(params.top_k).values[-1]
         logits = logits.masked_fill(logits < least, -torch.inf)  # ties with the last one stay
+    temperature = min(max(params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)
+    logits = (logits - logits.max()) / temperature
     if params.top_p < 1:
         logits = logits.masked_fill(~_nucleus(logits.softmax(dim=-1), params.top_p), -torch.inf)
     return logits

@@ -57,7 +57,7 @@ class AnswerText:
 
     White space before the answer's first character is left out: chat templates such as SmolVLM's end the prompt with
     "Assistant:" and write a stored answer as "Assistant: answer", so the space belongs to the template. Kept, it would
-    be doubled in the next turn's prompt.
+    be doubled in the next turn's prompt. Stop strings do not see it either: they are about what clients see.
     """
 
     def __init__(self, decode: Callable[[abc.Sequence[int]], str], stop: abc.Sequence[str]) -> None:
@@ -67,14 +67,12 @@ class AnswerText:
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """New text, and whether it ends here because of a stop string."""
-        text, stopped = self._scanner.push(self._detokenizer.push(token_id))
-        return self._begin(text), stopped
+        return self._scanner.push(self._begin(self._detokenizer.push(token_id)))
 
     def finish(self) -> tuple[str, bool]:
         """The held-back rest, and whether a stop string ended it."""
-        text, stopped = self._scanner.push(self._detokenizer.flush())
-        rest = "" if stopped else self._scanner.flush()
-        return self._begin(text + rest), stopped
+        text, stopped = self._scanner.push(self._begin(self._detokenizer.flush()))
+        return (text, True) if stopped else (text + self._scanner.flush(), False)
 
     def _begin(self, text: str) -> str:
         if not self._has_begun:

@@ -10,17 +10,17 @@ import secrets
 from pathlib import Path
 
 from deployments.errors import ConfigError
+from deployments.private_folder import make_private_folder
 
 SECRET_BYTES = 32
 
 
 def open_secret(data_dir: Path) -> bytes:
-    """Read the secret in `data_dir`, or make it: folder mode 0700, file mode 0600.
+    """Read the secret in `data_dir`, or make it: file mode 0600, and 0700 for a folder that was not there yet.
 
     Several processes may start at once; all get the same secret. Raises ConfigError when the file is not one of ours.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    os.chmod(data_dir, 0o700)
+    make_private_folder(data_dir)
     path = data_dir / "secret"
     if not path.exists():
         _publish(secrets.token_bytes(SECRET_BYTES), path)

@@ -30,7 +30,7 @@ def create_app(
     parts: Introspection,
 ) -> FastAPI:
     """The app over these parts, which stay the caller's to close."""
-    pictures = PictureIntake(images, config.images, secret, config.ingress.picture_threads)
+    pictures = PictureIntake(images, config, secret)
     app = FastAPI(
         title="Retina",
         description="Chat about pictures with vision-language models.",
@@ -38,7 +38,7 @@ def create_app(
         lifespan=_lifespan,
         responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}},
     )
-    app.state.services = Services(config, turns, archive, images, pictures, parts)
+    app.state.services = Services(config, turns, archive, pictures, parts)
     for routes in (chat, history, image_routes, debug, page):
         app.include_router(routes.router)
     install_error_replies(app)
@@ -52,6 +52,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     yield
     await services.turns.drain()
+    await services.pictures.drain()
     services.pictures.close()
 
 

@@ -70,7 +70,7 @@ async def _to_turn(form: ChatForm, services: Services, tenant: str) -> TurnInput
     if form.picture is not None:
         image = await services.pictures.add(tenant, form.picture)
     elif asked.image_id is not None:
-        image = (await services.pictures.get(tenant, asked.image_id)).ref
+        image = await services.pictures.find(tenant, asked.image_id)
     return TurnInput(
         request_id=current_request_id(),
         tenant=tenant,

@@ -150,6 +150,8 @@ def _validate(fields: Fields, *, is_text: bool) -> ChatRequest:
 
 
 def _check_message(message: str, max_chars: int) -> None:
+    # The session_router has the rule for messages and applies it again. What people do by mistake is refused here
+    # already, before a picture is decoded and stored, and megabytes of text are sent on, for a turn that is refused.
     if len(message) > max_chars:
         raise MessageTooLong(
             f"message has {len(message)} characters; at most {max_chars} are allowed (ingress.max_message_chars)",

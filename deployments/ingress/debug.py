@@ -46,7 +46,7 @@ async def cache(services: Given) -> Json:
     return await services.parts.cache()
 
 
-@router.get("/-/router")
+@router.get("/-/session_router")
 async def session_router(services: Given) -> Json:
     """The session_router: sessions and leases."""
     return await services.parts.router()
@@ -54,5 +54,5 @@ async def session_router(services: Given) -> Json:
 
 @router.get("/-/ingress")
 async def ingress(services: Given) -> Json:
-    """This ingress replica: open turns, requests by outcome, cancelled turns by stage."""
-    return services.turns.statistics()
+    """This ingress replica: open turns, waiting pictures, requests by outcome, cancelled turns by stage."""
+    return {"waiting_pictures": services.pictures.num_waiting, **services.turns.statistics()}

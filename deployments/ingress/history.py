@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
 
-from deployments.ingress.schemas import DeletedSession, HistoryMessage, HistoryReply, SessionBody, SessionsReply
+from fastapi import APIRouter, Query
+from fastapi.exceptions import RequestValidationError
+
+from deployments.ingress.schemas import (
+    DeletedSession,
+    HistoryMessage,
+    HistoryReply,
+    SessionBody,
+    SessionsQuery,
+    SessionsReply,
+)
 from deployments.ingress.services import Given
 from deployments.ingress.tenants import Tenant
 
@@ -30,7 +40,16 @@ async def delete_history(session_id: str, services: Given, tenant: Tenant) -> De
 
 
 @router.get("/sessions")
-async def list_sessions(services: Given, tenant: Tenant) -> SessionsReply:
-    """All sessions."""
-    sessions = [SessionBody.from_summary(summary) for summary in await services.archive.sessions(tenant)]
-    return SessionsReply(sessions=sessions, count=len(sessions))
+async def list_sessions(query: Annotated[SessionsQuery, Query()], services: Given, tenant: Tenant) -> SessionsReply:
+    """The sessions used last."""
+    limit = _check_limit(query.limit, services.config.ingress.max_listed_sessions)
+    found = await services.archive.sessions(tenant, limit + 1)  # one more, to know whether there are more
+    sessions = [SessionBody.from_summary(summary) for summary in found[:limit]]
+    return SessionsReply(sessions=sessions, count=len(sessions), has_more=len(found) > limit)
+
+
+def _check_limit(asked: int | None, most: int) -> int:
+    if asked is not None and asked > most:
+        message = f"{asked} is more than {most} (ingress.max_listed_sessions)"
+        raise RequestValidationError([{"loc": ("query", "limit"), "msg": message, "type": "less_than_equal"}])
+    return most if asked is None else asked

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Header, Request
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
@@ -46,17 +46,26 @@ async def upload_image(request: Request, services: Given, tenant: Tenant) -> Ima
     return ImageReply.from_ref(ref)
 
 
-@router.get("/{image_id:path}", response_class=Response, responses={200: {"content": {"image/*": {"schema": FILE}}}})
-async def get_image(image_id: str, services: Given, tenant: Tenant) -> Response:
+@router.get(
+    "/{image_id:path}",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {"schema": FILE}}}, 304: {"description": "If-None-Match names its ETag."}},
+)
+async def get_image(
+    image_id: str, services: Given, tenant: Tenant, if_none_match: Annotated[str, Header()] = ""
+) -> Response:
     """The picture's bytes as they were uploaded."""
-    image = await services.pictures.get(tenant, image_id)
+    ref = await services.pictures.find(tenant, image_id)
     headers = {
         **SAFE_HEADERS,
-        "Content-Disposition": f'inline; filename="{_file_name(image.ref)}"',
         "Cache-Control": "private, no-cache",  # a deleted picture must not live on in caches
-        "ETag": f'"{image.ref.id}"',
+        "ETag": f'"{ref.id}"',
     }
-    return Response(image.data, media_type=image.ref.media_type, headers=headers)
+    if _names(if_none_match, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    image = await services.pictures.get(tenant, image_id)
+    headers["Content-Disposition"] = f'inline; filename="{_file_name(ref)}"'
+    return Response(image.data, media_type=ref.media_type, headers=headers)
 
 
 @router.delete("/{image_id:path}")
@@ -86,6 +95,12 @@ async def _read_upload(request: Request, max_body_bytes: int) -> bytes:
         if not isinstance(file, UploadFile):
             raise InvalidRequest('image must be a file: curl -F "image=@photo.jpg"', "image")
         return await file.read()
+
+
+def _names(if_none_match: str, etag: str) -> bool:
+    """RFC 9110, 13.1.2: a list of tags, weak ones count as well, or * for whatever there is."""
+    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return etag in tags or tags == ["*"]
 
 
 def _file_name(ref: ImageRef) -> str:

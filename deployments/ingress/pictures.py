@@ -6,44 +6,89 @@ import asyncio
 import re
 from concurrent.futures import ThreadPoolExecutor
 
-from deployments.config import ImageConfig
-from deployments.errors import ImageNotFound
+from deployments.config import RetinaConfig
+from deployments.errors import ImageNotFound, Overloaded
 from deployments.images.check import check_image
 from deployments.images.secret import tenant_secret
 from deployments.types import ImageRef, ImageStore, StoredImage
 
 IMAGE_ID = re.compile(r"[0-9a-f]{64}")
+RETRY_AFTER_S = 1.0
 
 
 class PictureIntake:
-    def __init__(self, images: ImageStore, limits: ImageConfig, secret: bytes, num_threads: int) -> None:
+    """Used by one event loop."""
+
+    def __init__(self, images: ImageStore, config: RetinaConfig, secret: bytes) -> None:
         self._images = images
-        self._limits = limits
+        self._limits = config.images
         self._secret = secret
-        # Its own pool: a check that was started cannot be stopped, so a semaphore over the shared one would let
-        # clients that leave pile up more of them than num_threads.
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="picture-check")
+        self._max_waiting = config.ingress.max_waiting_pictures
+        self._num_waiting = 0
+        # Waiting happens here and not in the pool's own queue, which keeps the bytes of clients that have left.
+        self._free = asyncio.Semaphore(config.ingress.picture_threads)
+        self._threads = ThreadPoolExecutor(config.ingress.picture_threads, thread_name_prefix="picture-check")
+        self._tasks: set[asyncio.Task[ImageRef]] = set()  # the loop holds tasks weakly
+
+    @property
+    def num_waiting(self) -> int:
+        return self._num_waiting
 
     async def add(self, tenant: str, data: bytes) -> ImageRef:
-        """Check and store. Raises InvalidImage, UnsupportedImage, ImageTooLarge."""
-        loop = asyncio.get_running_loop()
-        key = tenant_secret(self._secret, tenant)
-        image = await loop.run_in_executor(self._threads, check_image, data, self._limits, key)
-        await self._images.put(tenant, image)
-        return image.ref
+        """Check and store. Cancelled while it waits, it does neither; once begun, it goes on without its caller.
+
+        Raises InvalidImage, UnsupportedImage, ImageTooLarge; Overloaded when too many wait; PartUnavailable.
+        """
+        await self._wait_for_thread()
+        # A check in a thread cannot be stopped, so its place is free when it ends and not when its client leaves.
+        # Storing keeps the place, too: a slow disk would pile up checked pictures otherwise.
+        taking = asyncio.create_task(self._check_and_store(tenant, data))
+        self._tasks.add(taking)
+        taking.add_done_callback(self._tasks.discard)
+        taking.add_done_callback(lambda _: self._free.release())
+        return await asyncio.shield(taking)
 
     async def get(self, tenant: str, image_id: str) -> StoredImage:
-        """Raises ImageNotFound, also for what could never be an id."""
+        """Raises ImageNotFound, also for what could never be an id; PartUnavailable."""
         check_image_id(image_id)
         return await self._images.get(tenant, image_id)
 
+    async def find(self, tenant: str, image_id: str) -> ImageRef:
+        """Does not read the picture. Raises ImageNotFound, also for what could never be an id; PartUnavailable."""
+        check_image_id(image_id)
+        return await self._images.find(tenant, image_id)
+
     async def delete(self, tenant: str, image_id: str) -> None:
-        """Raises ImageNotFound."""
+        """Raises ImageNotFound, PartUnavailable."""
         check_image_id(image_id)
         await self._images.delete(tenant, image_id)
 
+    async def drain(self) -> None:
+        """Wait for pictures whose clients are gone; neither does our cancellation reach them, nor their failure us."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _wait_for_thread(self) -> None:
+        if not self._free.locked():
+            await self._free.acquire()  # does not wait
+            return
+        if self._num_waiting >= self._max_waiting:
+            raise Overloaded(f"{self._num_waiting} pictures wait to be checked already", "image", RETRY_AFTER_S)
+        self._num_waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._num_waiting -= 1
+
+    async def _check_and_store(self, tenant: str, data: bytes) -> ImageRef:
+        key = tenant_secret(self._secret, tenant)
+        loop = asyncio.get_running_loop()
+        image = await loop.run_in_executor(self._threads, check_image, data, self._limits, key)
+        await self._images.put(tenant, image)
+        return image.ref
 
 
 def check_image_id(image_id: str) -> None:

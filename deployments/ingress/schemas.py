@@ -9,15 +9,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from deployments.ingress.turns import SamplingWish, TurnReply
 from deployments.types import FeatureSource, FinishReason, ImageRef, Message, Role, SessionSummary, TextPart
 
-MAX_STOPS = 8
-MAX_STOP_CHARS = 200
-
 
 def _as_list(given: object) -> object:
     return [given] if isinstance(given, str) else given
 
 
-Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Stop = Annotated[str, Field(min_length=1)]
 
 
 class Body(BaseModel):
@@ -46,8 +43,8 @@ class ChatRequest(Body):
     max_new_tokens: int | None = Field(None, ge=1, description="Left out: the model's default.")
     stop: Annotated[list[Stop], BeforeValidator(_as_list)] = Field(
         default=[],
-        max_length=MAX_STOPS,
-        description="The answer ends before the first of these. In forms: repeat it.",
+        description="The answer ends before the first of these. The model's settings say how many and how long they "
+        "may be. In forms: repeat it.",
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Makes answers with a temperature repeatable.")
 
@@ -180,9 +177,16 @@ class SessionBody(Body):
         )
 
 
+class SessionsQuery(Body):
+    limit: int | None = Field(
+        None, ge=1, description="At most so many; left out: as many as ingress.max_listed_sessions allows."
+    )
+
+
 class SessionsReply(Body):
     sessions: list[SessionBody] = Field(description="Last used first.")
-    count: int
+    count: int = Field(description="Of the sessions listed here.")
+    has_more: bool = Field(description="There are sessions that were used before these.")
 
 
 # ------------------------------------------------------------------------------------- pictures

@@ -11,7 +11,7 @@ from deployments.config import RetinaConfig
 from deployments.ingress.introspection import Introspection
 from deployments.ingress.pictures import PictureIntake
 from deployments.ingress.turns import Turns
-from deployments.types import ImageStore, SessionArchive
+from deployments.types import SessionArchive
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,6 @@ class Services:
     config: RetinaConfig
     turns: Turns
     archive: SessionArchive
-    images: ImageStore
     pictures: PictureIntake
     parts: Introspection
 

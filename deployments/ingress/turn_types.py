@@ -21,21 +21,33 @@ class SamplingWish:
     seed: int | None = None
 
     def to_params(self, limits: GeneratorConfig) -> SamplingParams:
-        """Raises InvalidRequest when more tokens are asked for than the model's settings allow."""
+        """Raises InvalidRequest when more tokens or stops are asked for than the model's settings allow."""
         if self.max_new_tokens is not None and self.max_new_tokens > limits.max_new_tokens:
             raise InvalidRequest(
                 f"max_new_tokens is {self.max_new_tokens}; this model gives at most {limits.max_new_tokens}",
                 "max_new_tokens",
             )
-        count = limits.default_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+        self._check_stops(limits)
         return SamplingParams(
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
-            max_new_tokens=min(count, limits.max_new_tokens),
+            max_new_tokens=limits.default_new_tokens if self.max_new_tokens is None else self.max_new_tokens,
             stop=self.stop,
             seed=self.seed,
         )
+
+    def _check_stops(self, limits: GeneratorConfig) -> None:
+        if len(self.stop) > limits.max_stop_strings:
+            raise InvalidRequest(
+                f"stop has {len(self.stop)} strings; this model takes at most {limits.max_stop_strings}", "stop"
+            )
+        longest = max(map(len, self.stop), default=0)
+        if longest > limits.max_stop_chars:
+            raise InvalidRequest(
+                f"stop has a string of {longest} characters; this model takes at most {limits.max_stop_chars} in each",
+                "stop",
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from deployments.config import RetinaConfig
-from deployments.errors import DeadlineExceeded, PartUnavailable, RetinaError
+from deployments.errors import DeadlineExceeded, ImageNotFound, PartUnavailable, RetinaError
 from deployments.ingress.turn_types import (
     SamplingWish,
     TurnChunk,
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 COMMIT_GRACE_S = 30.0  # storing a finished answer gets this long even when the turn's own time is nearly over
 END_GRACE_S = 5.0  # from a generator's last chunk to the end of its stream
+PICTURE_GONE = "the session's picture is no longer stored; send another one or begin a new session"
 
 
 @dataclass(slots=True)
@@ -124,7 +125,7 @@ class Turns:
     # ----------------------------------------------------------------------------- steps of a turn
 
     async def _open(self, running: _Running) -> Turn:
-        """Cancelling open_turn half-way could leave a lease that nobody gives back: it is let run, then undone."""
+        """In a task of its own: a lease that is granted in the instant of the cancellation must be seen."""
         asked = running.asked
         request = TurnRequest(
             asked.request_id, asked.tenant, asked.session_id, asked.text, image=asked.image, model=asked.model
@@ -133,6 +134,7 @@ class Turns:
         try:
             return await self._in_time(running.deadline, asyncio.shield(opening))
         except (asyncio.CancelledError, DeadlineExceeded):
+            opening.cancel()  # whoever has left must not hold a place among those that wait for the session
             self._start(self._give_back(opening))
             raise
 
@@ -153,7 +155,12 @@ class Turns:
         )
 
     async def _next_chunk(self, chunks: AsyncGenerator[Chunk, None], running: _Running) -> Chunk:
-        chunk = await self._in_time(running.deadline, anext(chunks, None))
+        try:
+            chunk = await self._in_time(running.deadline, anext(chunks, None))
+        except ImageNotFound as error:
+            if running.asked.image is not None:
+                raise
+            raise ImageNotFound(PICTURE_GONE, "image") from error
         if chunk is None:
             raise PartUnavailable("the generator stopped in the middle of the answer")
         running.pieces.append(chunk.text)
@@ -209,12 +216,15 @@ class Turns:
             await chunks.aclose()
 
     async def _give_back(self, opening: asyncio.Task[Turn]) -> None:
-        """The lease of an open_turn that nobody waits for any more."""
-        try:
-            turn = await opening
-        except RetinaError:
-            return  # there is no lease; the client that wanted to know why is gone or has its own error
-        await self._abort(turn)
+        """The lease of a cancelled open_turn, if it was granted all the same; otherwise the router keeps none."""
+        await asyncio.wait({opening})
+        if opening.cancelled():
+            return
+        error = opening.exception()
+        if error is None:
+            await self._abort(opening.result())
+        elif not isinstance(error, RetinaError):  # those are for the client, which is gone or has its own error
+            log.error("a turn failed while it was opened for nobody", exc_info=error)
 
     async def _abort(self, turn: Turn) -> None:
         try:

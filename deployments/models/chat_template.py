@@ -54,12 +54,11 @@ class ChatTemplate:
             raise CheckpointError(f"the checkpoint's tokenizer has no control token {token!r}")
         return int(token_id)
 
-    def name_of(self, token_id: int) -> str:
-        """Text of one token, control tokens included. Raises CheckpointError when there is no such id."""
-        name = self._tokenizer.id_to_token(token_id)
-        if name is None:
-            raise CheckpointError(f"the checkpoint's tokenizer has no token with the id {token_id}")
-        return str(name)
+    def require_ids(self, token_ids: Sequence[int]) -> None:
+        """Raises CheckpointError when one of them is no token's."""
+        for token_id in token_ids:
+            if self._tokenizer.id_to_token(token_id) is None:
+                raise CheckpointError(f"the checkpoint's tokenizer has no token with the id {token_id}")
 
     def encode_control(self, text: str) -> list[int]:
         """Ids of text that we wrote ourselves: control tokens in it are meant."""
@@ -78,7 +77,7 @@ class ChatTemplate:
                 turns, chat_template=self._template, add_generation_prompt=True, tokenize=False
             )
         except TemplateError as error:
-            raise InvalidRequest(f"the model's chat template refuses these messages: {error}", "messages") from error
+            raise InvalidRequest(f"the model's chat template refuses these messages: {error}", "message") from error
         pieces = text.split(mark)  # template and text, disarmed token, text, disarmed token, ..., text
         tokenizers = (self._tokenizer, self._plain)
         return [
@@ -89,7 +88,7 @@ class ChatTemplate:
 
     def _to_turn(self, message: Message, mark: str) -> Mapping[str, object]:
         if not message.content:
-            raise InvalidRequest("a message has no content", "messages")
+            raise InvalidRequest("a message has no content", "message")
         content = [
             {"type": "image"}
             if isinstance(part, ImagePart)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from transformers import Cache
 
-    from deployments.types import ImageRef, Message
+    from deployments.types import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,6 @@ class PromptFormat(Protocol):
     """Token ids from conversations, and text from token ids. No weights; thread-safe."""
 
     stop_token_ids: frozenset[int]  # from generation_config
-    eos_text: str
 
     def build(self, messages: Sequence[Message]) -> Prompt:
         """Render the checkpoint's chat template with a generation prompt at the end.
@@ -83,8 +82,6 @@ class PromptFormat(Protocol):
         Control tokens inside user text become ordinary text. Image token counts follow from ImageRef sizes alone.
         """
         ...
-
-    def num_image_tokens(self, image: ImageRef) -> int: ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, special tokens skipped; an unfinished UTF-8 sequence shows as U+FFFD."""

@@ -10,7 +10,7 @@ from deployments.errors import InvalidRequest
 from deployments.models.chat_template import ChatTemplate
 from deployments.models.family import ImageSpan, Prompt
 from deployments.models.tiles import Tiling
-from deployments.types import ImageRef, Message
+from deployments.types import Message
 
 IMAGE, AROUND, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
 
@@ -21,15 +21,15 @@ class SmolVLMPromptFormat:
         self._tiling = tiling
         self._image_token_id = chat.token_id(IMAGE)
         chat.token_id(AROUND)
+        chat.require_ids(stop_token_ids)
         self._expansions: dict[tuple[int, int], tuple[int, ...]] = {}
         self.stop_token_ids = frozenset(stop_token_ids)
-        self.eos_text = chat.name_of(stop_token_ids[0])
 
     def build(self, messages: Sequence[Message]) -> Prompt:
         images = [image for message in messages for image in message.images]
         rendered = self._chat.encode(messages)
         if rendered.count(self._image_token_id) != len(images):
-            raise InvalidRequest("the model's chat template does not show each picture exactly once", "messages")
+            raise InvalidRequest("the model's chat template does not show each picture exactly once", "message")
         token_ids: list[int] = []
         spans: list[ImageSpan] = []
         remaining = iter(images)
@@ -43,9 +43,6 @@ class SmolVLMPromptFormat:
             token_ids += expansion
         positions = np.arange(len(token_ids), dtype=np.int64)[None]  # (1, S)
         return Prompt(tuple(token_ids), positions, len(token_ids), tuple(spans))
-
-    def num_image_tokens(self, image: ImageRef) -> int:
-        return self._tiling.num_tiles(image.width, image.height) * self._tiling.tokens_per_tile
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._chat.decode(token_ids)

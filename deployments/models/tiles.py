@@ -42,11 +42,6 @@ class Tiling:
             raise InvalidImage(f"a picture of {width} x {height} pixels is too thin for this model", "image")
         return (0, 0) if (wide, high) == (1, 1) else (high, wide)
 
-    def num_tiles(self, width: int, height: int) -> int:
-        """With the view of the whole picture, which comes last."""
-        rows, columns = self.grid(width, height)
-        return rows * columns + 1
-
     def _to_tiles(self, width: int, height: int) -> tuple[int, int]:
         """Columns and rows: the longer side is rounded up to tiles, the other follows the ratio and is rounded up."""
         ratio = width / height

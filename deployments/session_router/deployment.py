@@ -24,8 +24,8 @@ class SessionRouterReplica:
     async def history(self, tenant: str, session_id: str) -> tuple[Message, ...]:
         return await self._router.history(tenant, session_id)
 
-    async def sessions(self, tenant: str) -> tuple[SessionSummary, ...]:
-        return await self._router.sessions(tenant)
+    async def sessions(self, tenant: str, limit: int) -> tuple[SessionSummary, ...]:
+        return await self._router.sessions(tenant, limit)
 
     async def delete_session(self, tenant: str, session_id: str) -> None:
         await self._router.delete_session(tenant, session_id)

@@ -12,7 +12,7 @@ from deployments.config import SessionRouterConfig
 from deployments.errors import SessionBusy
 from deployments.metrics import Metrics
 from deployments.session_router.changes import give_back, take
-from deployments.session_router.line import Lines
+from deployments.session_router.line import LineFull, Lines, Place
 from deployments.session_router.stores import Change, Lease, SessionKey, SessionStore, StoredSession
 from deployments.session_router.uninterrupted import Uninterrupted
 
@@ -38,25 +38,25 @@ class Leases:
         self._clock = clock
         self._metrics = metrics
         self._uninterrupted = uninterrupted
-        self._lines = Lines()
+        self._lines = Lines(config.max_waiting_turns)
 
     @property
     def num_waiting(self) -> int:
         return self._lines.num_waiting
 
     async def take(self, key: SessionKey, token: str) -> StoredSession:
-        """The session, held by `token` from now on. Cancelled, it leaves no lease behind. Raises SessionBusy."""
+        """The session, held by `token` from now on. Cancelled, it leaves no lease behind.
+
+        Raises SessionBusy: at once when enough turns wait already, otherwise after lease_wait_s.
+        """
         deadline = asyncio.get_running_loop().time() + self._config.lease_wait_s
         try:
-            async with self._lines.stand(key, deadline) as freed:
-                return await self._take_at_head(key, token, freed, deadline)
+            async with self._lines.stand(key, deadline) as place:
+                return await self._take_at_head(key, token, place, deadline)
         except TimeoutError:
-            self._metrics.count("session_router_turns", label="busy")
-            raise SessionBusy(
-                f"session {key.session_id!r} has another turn open; waited {self._config.lease_wait_s:g} s for it",
-                "session_id",
-                max(MIN_RETRY_AFTER_S, self._config.lease_wait_s),
-            ) from None
+            raise self._busy(key, f"waited {self._config.lease_wait_s:g} s for it") from None
+        except LineFull:
+            raise self._busy(key, f"no more than {self._config.max_waiting_turns} may wait for it") from None
 
     async def give_back(self, key: SessionKey, token: str) -> Change:
         """Changes nothing when `token` does not hold the session any more."""
@@ -68,20 +68,26 @@ class Leases:
         """Say that the session became free otherwise."""
         self._lines.wake(key)
 
-    async def _take_at_head(self, key: SessionKey, token: str, freed: asyncio.Event, deadline: float) -> StoredSession:
-        """Try, wait until the session may have become free, try again. Raises TimeoutError."""
+    def _busy(self, key: SessionKey, why: str) -> SessionBusy:
+        self._metrics.count("session_router_turns", label="busy")
+        retry_after_s = max(MIN_RETRY_AFTER_S, self._config.lease_wait_s)
+        return SessionBusy(f"session {key.session_id!r} has another turn open; {why}", "session_id", retry_after_s)
+
+    async def _take_at_head(self, key: SessionKey, token: str, place: Place, deadline: float) -> StoredSession:
+        """Try, wait until the session may have become free, try again. Raises TimeoutError, LineFull."""
         loop = asyncio.get_running_loop()
         look_s = FIRST_LOOK_S
         while True:
-            freed.clear()  # before the try: a turn that closes during it is then not missed
+            place.freed.clear()  # before the try: a turn that closes during it is then not missed
             stored = await self._try(key, token)
             if stored.has_lease(token):
                 return stored
             if loop.time() >= deadline:
                 raise TimeoutError
+            place.wait_here()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min(deadline, loop.time() + self._until_free(stored, look_s))):
-                    await freed.wait()
+                    await place.freed.wait()
             look_s = min(2 * look_s, LONGEST_LOOK_S)
 
     def _until_free(self, stored: StoredSession, look_s: float) -> float:

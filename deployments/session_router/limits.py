@@ -6,17 +6,16 @@ import re
 
 from deployments.errors import InvalidRequest, MessageTooLong
 
-MAX_SESSION_ID_CHARS = 128
-_SESSION_ID = re.compile(rf"[A-Za-z0-9._~-]{{1,{MAX_SESSION_ID_CHARS}}}")
+_SESSION_ID = re.compile(r"[A-Za-z0-9._~-]+")
 _PATH_STEPS = (".", "..")  # URL normalisation would swallow them before they reach /chat/history/{session_id}
 
 
-def check_session_id(session_id: str) -> None:
+def check_session_id(session_id: str, max_chars: int) -> None:
     """Raises InvalidRequest unless the id is unreserved in URLs as it stands. The message never repeats the id."""
-    if _SESSION_ID.fullmatch(session_id) and session_id not in _PATH_STEPS:
+    if len(session_id) <= max_chars and _SESSION_ID.fullmatch(session_id) and session_id not in _PATH_STEPS:
         return
     raise InvalidRequest(
-        f"session_id must have 1 to {MAX_SESSION_ID_CHARS} characters out of A-Z a-z 0-9 . _ ~ - "
+        f"session_id must have 1 to {max_chars} characters out of A-Z a-z 0-9 . _ ~ - "
         f"and not be . or ..; this one has {len(session_id)} characters",
         "session_id",
     )

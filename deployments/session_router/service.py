@@ -54,6 +54,7 @@ class Router:
         self._config = config
         self._models = tuple(model.name for model in config.models)
         self._max_messages = config.session_router.max_messages
+        self._max_session_id_chars = config.session_router.max_session_id_chars
         self._store = store
         self._secret = secret  # keys the affinity keys, so that no client can aim at a replica
         self._clock = clock  # Unix time in seconds
@@ -86,19 +87,19 @@ class Router:
 
     async def history(self, tenant: str, session_id: str) -> tuple[Message, ...]:
         """Raises SessionNotFound, InvalidRequest for what cannot be an id, RetinaError for a damaged record."""
-        check_session_id(session_id)
+        check_session_id(session_id, self._max_session_id_chars)
         stored = await self._store.read(SessionKey(tenant, session_id))
         if stored is None or stored.summary is None:
             raise _not_found(session_id)
         with _reporting_damage(session_id):
             return conversation_of(stored).messages
 
-    async def sessions(self, tenant: str) -> tuple[SessionSummary, ...]:
-        return await self._store.summaries(tenant)
+    async def sessions(self, tenant: str, limit: int) -> tuple[SessionSummary, ...]:
+        return await self._store.summaries(tenant, limit)
 
     async def delete_session(self, tenant: str, session_id: str) -> None:
         """Also ends an open turn, the first of a session included. Raises SessionNotFound, InvalidRequest."""
-        check_session_id(session_id)
+        check_session_id(session_id, self._max_session_id_chars)
         key = SessionKey(tenant, session_id)
         before = await self._uninterrupted.run(self._delete(key))
         if before is None or not (before.summary or before.is_held(self._clock())):
@@ -127,7 +128,7 @@ class Router:
             raise UnknownModel(f"unknown model {name!r}; choose one of: {', '.join(self._models)}", "model")
         if request.session_id is None:
             return SessionKey(request.tenant, secrets.token_hex(16))
-        check_session_id(request.session_id)
+        check_session_id(request.session_id, self._max_session_id_chars)
         return SessionKey(request.tenant, request.session_id)
 
     def _build_turn(self, request: TurnRequest, key: SessionKey, token: str, stored: StoredSession) -> Turn:

@@ -1,4 +1,5 @@
-"""One thread that owns one tower: it takes whatever waits whenever it becomes free, and isolates pictures that fail.
+"""One thread that owns one tower: it takes what waits, as much as fits, whenever it becomes free, and isolates pictures
+that fail.
 
 No timer: a lone picture never waits for company, and company gathers by itself while the tower is busy.
 """
@@ -10,10 +11,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
 
 from deployments.errors import InvalidImage, Overloaded, PartUnavailable, RetinaError
 from deployments.metrics import Metrics
@@ -42,23 +44,31 @@ class Pace:
         self.seconds_per_image = 0.8 * self.seconds_per_image + 0.2 * measured if self.seconds_per_image else measured
 
 
+def num_that_fit(costs: Iterable[int], max_images: int, max_cost: int) -> int:
+    """How many of the first pictures make a batch within both limits; the first alone may exceed the second."""
+    totals = accumulate(islice(costs, max_images))
+    return sum(1 for number, total in enumerate(totals) if number == 0 or total <= max_cost)
+
+
 class Batcher:
-    """`run_tower` is called in one thread only, inside `thread_context`, with at most `max_batch_images`."""
+    """`run_tower` is called in one thread only, inside `thread_context`, with what `num_that_fit` lets through."""
 
     def __init__(
         self,
         run_tower: RunTower,
         max_batch_images: int,
+        max_batch_patches: int,
         metrics: Metrics,
         thread_context: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._run_tower = run_tower
         self._max_batch_images = max_batch_images
+        self._max_batch_patches = max_batch_patches
         self._metrics = metrics
         self._thread_context = thread_context
         self._changed = threading.Condition()  # guards the two below
         self._waiting: deque[Job] = deque()
-        self._is_closed = False
+        self.closing: str | None = None  # why nothing is taken any more, for good; None while all is well
         self.num_running = 0  # pictures in the tower now
         self.pace = Pace()
         self.fault = ""  # what the device said when it failed for good; "" while it works
@@ -70,11 +80,11 @@ class Batcher:
         return len(self._waiting)
 
     def submit(self, pixels: Pixels) -> Job:
-        """Line up a picture; its future gets features, or a RetinaError. Raises PartUnavailable after close()."""
+        """Line up a picture; its future gets features, or a RetinaError. Raises PartUnavailable while `closing`."""
         job = Job(pixels)
         job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
         with self._changed:
-            if self._is_closed:
+            if self.closing is not None:
                 raise _stopped()
             self._waiting.append(job)
             self._changed.notify()
@@ -82,20 +92,24 @@ class Batcher:
 
     def close(self) -> None:
         """Refuse what waits, finish the batch that runs. Blocks until then."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify()
+        self._end("the vision encoder has stopped")
         self._thread.join()
+
+    def _end(self, reason: str) -> None:
+        """Let the thread end; the first reason stays."""
+        with self._changed:
+            self.closing = self.closing or reason
+            self._changed.notify()
 
     def _serve(self) -> None:
         try:
             with self._thread_context():
-                while not self._is_closed:
+                while self.closing is None:
                     self._run(self._take())
         finally:
             # Also when the thread dies of something unforeseen: nobody may wait for it for ever.
             with self._changed:
-                self._is_closed = True
+                self.closing = self.closing or "the thread of a vision tower has ended"
                 left = [job for job in self._waiting if job.future.set_running_or_notify_cancel()]
                 self._waiting.clear()
             for job in left:
@@ -104,10 +118,12 @@ class Batcher:
     def _take(self) -> list[Job]:
         """Wait for pictures, then take as many as fit; none when it is time to stop."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_closed)
-            if self._is_closed:
+            self._changed.wait_for(lambda: self._waiting or self.closing is not None)
+            if self.closing is not None:
                 return []
-            taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch_images))]
+            costs = (job.pixels.cost for job in self._waiting)
+            num_taken = num_that_fit(costs, self._max_batch_images, self._max_batch_patches)
+            taken = [self._waiting.popleft() for _ in range(num_taken)]
         return [job for job in taken if job.future.set_running_or_notify_cancel()]
 
     def _run(self, batch: list[Job]) -> None:
@@ -116,6 +132,9 @@ class Batcher:
             self._encode(batch)
         finally:
             self.num_running = 0
+            for job in batch:
+                if not job.future.done():  # something unforeseen ends the thread
+                    job.future.set_exception(_stopped())
 
     def _encode(self, batch: list[Job]) -> None:
         if not batch:
@@ -142,6 +161,7 @@ class Batcher:
         answer = blame(error)
         if isinstance(answer, PartUnavailable):
             self.fault = repr(error)
+            self._end("the device of a vision tower failed for good")
         batch[0].future.set_exception(answer)
 
     def _forget(self, job: Job) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,15 @@ class FeatureCache:
         writing = asyncio.get_running_loop().run_in_executor(self._writer, self._write, self._disk, key, features)
         writing.add_done_callback(self._count_write)
 
+    async def drop(self, keys: Sequence[str]) -> None:
+        """Forget features on both levels. Comes back when the disk has, what is still being written included."""
+        for key in keys:
+            self._memory.pop(key, None)
+        if self._disk is not None:
+            # By the writer, so that it comes after writes of the same keys.
+            loop = asyncio.get_running_loop()
+            self._counts["write_failed"] += not await loop.run_in_executor(self._writer, self._erase, self._disk, keys)
+
     async def statistics(self) -> Json:
         entries, num_bytes = await self._disk_size()
         return {
@@ -132,6 +142,16 @@ class FeatureCache:
             disk.put(key, to_record(features))
         except OSError:
             logger.warning("the disk level of the feature cache cannot be written", exc_info=True)
+            return False
+        return True
+
+    @staticmethod
+    def _erase(disk: BytesCache, keys: Sequence[str]) -> bool:
+        try:
+            for key in keys:
+                disk.delete(key)
+        except OSError:
+            logger.warning("features cannot be removed from the disk level of the feature cache", exc_info=True)
             return False
         return True
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from deployments.config import RetinaConfig
+from deployments.errors import PartUnavailable
 from deployments.images.stores.open import open_image_store
 from deployments.logs import configure_logging
 from deployments.types import EncodeRequest, ImageFeatures, Json
@@ -23,6 +24,12 @@ class VisionEncoderReplica:
 
     async def statistics(self) -> Json:
         return {"pid": os.getpid(), **await self._encoder.statistics()}
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica when this raises: a tower that failed for good answers nobody."""
+        reason = (await self._encoder.statistics()).get("closing")
+        if reason is not None:
+            raise PartUnavailable(str(reason))
 
     async def __del__(self) -> None:
         """Serve awaits this when it takes the replica down."""

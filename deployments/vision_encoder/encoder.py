@@ -1,4 +1,5 @@
-"""The route of one encode request: memory, disk, or preprocessing and tower, once for all who ask meanwhile."""
+"""The route of one encode request: is the picture still there, then memory, disk, or preprocessing and tower, once for
+all who ask meanwhile."""
 
 from __future__ import annotations
 
@@ -13,27 +14,27 @@ from pathlib import Path
 from cachetools import LRUCache
 
 from deployments.config import RetinaConfig
-from deployments.errors import DeadlineExceeded, InvalidImage, Overloaded, PartUnavailable, RetinaError, UnknownModel
+from deployments.errors import (
+    DeadlineExceeded,
+    ImageNotFound,
+    InvalidImage,
+    Overloaded,
+    PartUnavailable,
+    RetinaError,
+    UnknownModel,
+)
 from deployments.metrics import Metrics
 from deployments.types import EncodeRequest, FeatureSource, ImageFeatures, ImageStore, Json
-from deployments.vision_encoder.batcher import Batcher, Job
-from deployments.vision_encoder.cache import FeatureCache, Features, feature_key, open_feature_cache
+from deployments.vision_encoder.batcher import Job
+from deployments.vision_encoder.cache import FeatureCache, Features, open_feature_cache
+from deployments.vision_encoder.lanes import Lane, open_lane
 from deployments.vision_encoder.preparer import Preparer
-from deployments.vision_encoder.towers import LoadedTower, SharedTower, load_towers, share_towers, torch_thread
+from deployments.vision_encoder.towers import LoadedTower, load_towers, share_towers, torch_thread
 
 MAX_REFUSED = 10_000  # pictures remembered as bad
 FIRST_RETRY_AFTER_S = 1.0  # while nothing has been measured
 
 Seen = tuple[Features, FeatureSource]
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """A tower, its thread, and the pictures on their way through it."""
-
-    shared: SharedTower
-    batcher: Batcher
-    room: asyncio.Semaphore  # pictures prepared or about to be: pixels are large, so few wait for the tower
 
 
 @dataclass(eq=False, slots=True)
@@ -47,6 +48,7 @@ class Flight:
     task: asyncio.Task[Seen] = field(init=False)  # set as it is made
     num_waiters: int = 0
     job: Job | None = None  # once its pixels wait for the tower
+    is_picture_gone: bool = False  # deleted meanwhile: those who wait get their answer, nothing of it is kept
 
     @property
     def has_reached_tower(self) -> bool:
@@ -68,7 +70,8 @@ class Encoder:
         self._config = config.vision_encoder
         self._cache = cache
         self._metrics = metrics
-        self._lanes = [self._open_lane(shared, tower_thread) for shared in share_towers(towers)]
+        self._images = images
+        self._lanes = [open_lane(shared, self._config, metrics, tower_thread) for shared in share_towers(towers)]
         self._lane_of = {model: lane for lane in self._lanes for model in lane.shared.models}
         self._flights: dict[str, Flight] = {}  # by feature key
         self._refused: LRUCache[str, InvalidImage] = LRUCache(MAX_REFUSED)  # by feature key
@@ -82,16 +85,22 @@ class Encoder:
         """
         started = time.perf_counter()
         try:
-            (features, source), outcome = await self._find(request)
+            (features, source), outcome = await self._find_in_time(request)
         except BaseException as error:
             self._metrics.count("vision_encoder_requests", label=_outcome(error))
             raise
         self._metrics.count("vision_encoder_requests", label=outcome)
         return ImageFeatures(features.array, features.dtype, source, (time.perf_counter() - started) * 1000)
 
+    @property
+    def closing(self) -> str | None:
+        """Why no more pictures can be looked at, None while all is well: a replica that says why must be replaced."""
+        return next((lane.batcher.closing for lane in self._lanes if lane.batcher.closing is not None), None)
+
     async def statistics(self) -> Json:
         return {
-            "towers": [_describe(lane) for lane in self._lanes],
+            "closing": self.closing,
+            "towers": [lane.describe() for lane in self._lanes],
             "cache": await self._cache.statistics(),
             "waiting": self._num_waiting,
             "in_flight": len(self._flights),
@@ -114,13 +123,22 @@ class Encoder:
 
     # ------------------------------------------------------------------------------- finding
 
+    async def _find_in_time(self, request: EncodeRequest) -> tuple[Seen, str]:
+        timeout_s = min(request.timeout_s, self._config.timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._find(request)
+        except TimeoutError as error:  # ours: stores and flights end with RetinaErrors
+            raise DeadlineExceeded(f"the picture was not encoded within {timeout_s:g} s") from error
+
     async def _find(self, request: EncodeRequest) -> tuple[Seen, str]:
         """Features and source, and under which label to count the request."""
         lane = self._lane_of.get(request.model)
         if lane is None:
             known = ", ".join(self._lane_of)
             raise UnknownModel(f"no model {request.model!r} with a vision tower; there is {known}", "model")
-        key = feature_key(request.tenant, request.image.id, *lane.shared.loaded.identity)
+        await self._require_picture(request.tenant, request.image.id)
+        key = lane.key(request.tenant, request.image.id)
         hit = self._cache.in_memory(key)
         if hit is not None:
             return (hit, "memory"), "memory"
@@ -129,9 +147,23 @@ class Encoder:
             raise type(bad)(*bad.args)
         flight = self._flights.get(key)
         if flight is not None:
-            return await self._wait(flight, request.timeout_s), "shared"
-        seen = await self._wait(self._take_off(key, request, lane), request.timeout_s)
+            return await self._wait(flight), "shared"
+        seen = await self._wait(self._take_off(key, request, lane))
         return seen, seen[1]
+
+    async def _require_picture(self, tenant: str, image_id: str) -> None:
+        """Raises ImageNotFound, and forgets what was seen: nobody is told any more of a picture that was deleted."""
+        try:
+            await self._images.find(tenant, image_id)
+        except ImageNotFound:
+            keys = [lane.key(tenant, image_id) for lane in self._lanes]
+            for key in keys:
+                self._refused.pop(key, None)
+                if key in self._flights:
+                    self._flights[key].is_picture_gone = True
+            if not self._is_closed:
+                await self._cache.drop(keys)
+            raise
 
     def _take_off(self, key: str, request: EncodeRequest, lane: Lane) -> Flight:
         if self._is_closed:
@@ -145,15 +177,11 @@ class Encoder:
         self._flights[key] = flight
         return flight
 
-    async def _wait(self, flight: Flight, timeout_s: float) -> Seen:
+    async def _wait(self, flight: Flight) -> Seen:
         """Shielded: whoever goes away leaves the flight to the others."""
-        timeout_s = min(timeout_s, self._config.timeout_s)
         flight.num_waiters += 1
         try:
-            async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(flight.task)
-        except TimeoutError as error:  # ours: a flight ends with RetinaErrors
-            raise DeadlineExceeded(f"the picture was not encoded within {timeout_s:g} s") from error
+            return await asyncio.shield(flight.task)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._is_closed and flight.task.cancelled() and not (task and task.cancelling()):
@@ -183,6 +211,12 @@ class Encoder:
     # ------------------------------------------------------------------------------- looking
 
     async def _fly(self, flight: Flight) -> Seen:
+        seen = await self._see(flight)
+        if flight.is_picture_gone:
+            await self._cache.drop([flight.key])
+        return seen
+
+    async def _see(self, flight: Flight) -> Seen:
         stored = await self._cache.on_disk(flight.key)
         if stored is not None:
             return stored, "disk"
@@ -214,26 +248,6 @@ class Encoder:
     def _retry_after_s(self, lane: Lane) -> float:
         slowest = max(self._preparer.seconds_per_image, lane.batcher.pace.seconds_per_image)
         return round(self._num_waiting * slowest, 3) or FIRST_RETRY_AFTER_S
-
-    def _open_lane(self, shared: SharedTower, tower_thread: Callable[[], AbstractContextManager[None]]) -> Lane:
-        batcher = Batcher(shared.run, self._config.max_batch_images, self._metrics, tower_thread)
-        return Lane(shared, batcher, asyncio.Semaphore(2 * self._config.max_batch_images))
-
-
-def _describe(lane: Lane) -> Json:
-    loaded = lane.shared.loaded
-    return {
-        "models": list(lane.shared.models),
-        "tower": loaded.tower.fingerprint,
-        "preprocessing": loaded.preprocess.fingerprint,
-        "width": loaded.tower.width,
-        "dtype": loaded.dtype,
-        "device": loaded.device,
-        "waiting": lane.batcher.num_waiting,
-        "running": lane.batcher.num_running,
-        "ms_per_image": round(lane.batcher.pace.seconds_per_image * 1000, 3),
-        "fault": lane.batcher.fault,
-    }
 
 
 def _outcome(error: BaseException) -> str:

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deployments.config import RetinaConfig
-from deployments.errors import ConfigError
 from deployments.models.family import Pixels, Preprocessor, Tower
+from deployments.models.placement import resolve_device, resolve_dtype
 from deployments.models.registry import open_family
 from deployments.models.weights import locate_checkpoint
 from deployments.types import FeatureDtype
@@ -86,23 +86,6 @@ def load_towers(config: RetinaConfig) -> dict[str, LoadedTower]:
             by_source[source] = _load(*source, device)
         loaded[model.name] = by_source[source]
     return loaded
-
-
-def resolve_device(device: str) -> str:
-    """ "auto" is cuda where there is one. Raises ConfigError when cuda is asked for and not there."""
-    import torch
-
-    has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
-        raise ConfigError("device is cuda, but torch sees no CUDA device here; set it to auto or cpu", "device")
-    return ("cuda" if has_cuda else "cpu") if device == "auto" else device
-
-
-def resolve_dtype(dtype: FeatureDtype | Literal["auto"], device: str) -> FeatureDtype:
-    """ "auto" is bfloat16 on cuda and float32 on the CPU."""
-    if dtype == "auto":
-        return "bfloat16" if device == "cuda" else "float32"
-    return dtype
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import io
 import json
 import os
@@ -47,9 +46,8 @@ def local_config(folder: Path, port: int, change: Callable[[dict[str, Any]], Non
     return path
 
 
-@functools.cache
 def ray_environment() -> dict[str, str]:
-    """A Ray of the tests' own: `serve run` would join a cluster that somebody else has begun on this machine."""
+    """A new folder for Ray at each call: in one that was used, Ray looks for the cluster that was there before."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     folder = tempfile.mkdtemp(prefix="ray-")  # short: paths of sockets have at most 107 characters
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

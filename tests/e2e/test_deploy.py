@@ -67,6 +67,7 @@ def test_build_writes_a_config_of_the_same_deployments(tmp_path: Path) -> None:
 
 
 def test_deploy_the_shipped_config(dashboard: str) -> None:
+    assert not _answers("http://127.0.0.1:8000/healthz"), "the shipped config wants port 8000, which is taken"
     serve("deploy", ROOT / "configs" / "local.yaml", "--address", dashboard)
     wait_for(lambda: _answers("http://127.0.0.1:8000/readyz"), 90, "the deployed application")
     status = yaml.safe_load(serve("status", "--address", dashboard))["applications"]["retina"]

@@ -63,12 +63,22 @@ class Load:
             self.failed.append(last[1]["error"]["code"])
 
 
-@pytest.mark.parametrize("part", ["generator", "vision_encoder"])
+PID_AT = {
+    "generator": ("/-/engine", "smolvlm"),
+    "vision_encoder": ("/-/cache",),
+    "session_router": ("/-/session_router",),
+}
+
+
+@pytest.mark.parametrize("part", PID_AT)
 def test_a_killed_replica_costs_only_what_it_was_working_on(service: Service, part: str) -> None:
     load = Load(service, 6)
     wait_for(lambda: len(load.answered) >= 6, 60, "answers before the kill")
-    pid = service.get("/-/engine")["smolvlm"]["pid"] if part == "generator" else service.get("/-/cache")["pid"]
-    os.kill(pid, signal.SIGKILL)
+    path, *keys = PID_AT[part]
+    shown = service.get(path)
+    for key in keys:
+        shown = shown[key]
+    os.kill(shown["pid"], signal.SIGKILL)
     killed_at = len(load.answered)
     try:
         wait_for(lambda: len(load.answered) >= killed_at + 12, 90, f"answers after the kill, failures: {load.failed}")

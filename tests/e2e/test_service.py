@@ -37,10 +37,12 @@ def test_ready_within_a_minute(service: Service) -> None:
 
 
 def test_readme_curl_lines_work_as_pasted(service: Service, tmp_path: Path) -> None:
-    lines = re.findall(r"^curl .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    readme = (ROOT / "README.md").read_text().replace("http://localhost:8000", service.url)
+    settings = "; ".join(re.findall(r"^[A-Z_]+=.*$", readme, re.MULTILINE))
+    lines = re.findall(r"^curl .*$", readme, re.MULTILINE)
     assert len(lines) >= 7
     (tmp_path / "photo.jpg").write_bytes((ROOT / "demo" / "images" / "blue-square-and-yellow-star.jpg").read_bytes())
-    answers = [_run_curl(line.replace("http://localhost:8000", service.url), tmp_path) for line in lines]
+    answers = [_run_curl(line, settings, tmp_path) for line in lines]
     chats = [
         json.loads(answer)
         for line, answer in zip(lines, answers, strict=True)
@@ -50,9 +52,11 @@ def test_readme_curl_lines_work_as_pasted(service: Service, tmp_path: Path) -> N
     assert any("Ada" in chat["response"] for chat in chats if "What is my name" in chat["message"])
 
 
-def _run_curl(line: str, folder: Path) -> str:
-    loud = 'curl() { command curl --no-progress-meter --fail-with-body "$@"; }; NAME=Ada; '
-    done = subprocess.run(["bash", "-c", loud + line], cwd=folder, capture_output=True, text=True, timeout=60)
+def _run_curl(line: str, settings: str, folder: Path) -> str:
+    loud = 'curl() { command curl --no-progress-meter --fail-with-body "$@"; }'
+    done = subprocess.run(
+        ["bash", "-c", f"{loud}; {settings}; {line}"], cwd=folder, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

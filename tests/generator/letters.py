@@ -45,7 +45,6 @@ class LetterPrompts:
     """One token per character of the prompt, one character per generated token: text tells the tokens exactly."""
 
     stop_token_ids: frozenset[int] = frozenset({3, 5, 8, 13, 21, 34})
-    eos_text = ""
 
     def build(self, messages: Sequence[Message]) -> Prompt:
         ids: list[int] = []
@@ -65,9 +64,6 @@ class LetterPrompts:
         for length in (image.width // 2, image.width - image.width // 2):
             spans.append(ImageSpan(image.id, len(ids), length))
             ids += [PLACEHOLDER] * length + [7]
-
-    def num_image_tokens(self, image: ImageRef) -> int:
-        return image.width
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(chr(FIRST_CHARACTER + token_id) for token_id in token_ids)

@@ -13,6 +13,7 @@ import pytest
 from generator.letters import (
     EndlessPrompts,
     LetterEncoder,
+    LetterPrompts,
     WatchedLanguage,
     ask,
     mixed_requests,
@@ -24,7 +25,7 @@ from generator.letters import (
 )
 
 from deployments.models.family import Prompt
-from deployments.types import GenerateRequest
+from deployments.types import GenerateRequest, ImageRef, Message, TextPart
 
 pytestmark = pytest.mark.torch
 Reference = Callable[[GenerateRequest], list[int]]
@@ -139,6 +140,52 @@ async def test_the_longest_prompt_fits_and_one_more_does_not(open_test_engine: A
     with pytest.raises(Exception, match=r"64 tokens \(0 image tokens \+ 64 text tokens\).*context of 64") as caught:
         await read(engine.stream(ask("z" * 63)))
     assert caught.value.code == "prompt_too_long"
+
+
+def long_talk(num_exchanges: int, image: ImageRef | None = None) -> tuple[Message, ...]:
+    """About 40 tokens an exchange, and a question at the end; the picture stands in the first message."""
+    turns: list[Message] = []
+    for number in range(num_exchanges):
+        turns += [user(f"question {number} of a long talk"), Message("assistant", (TextPart(f"answer {number}"),))]
+    if image is not None:
+        turns[0] = user(image, turns[0].text)
+    return (*turns, user("and now?"))
+
+
+@pytest.mark.parametrize("mode", ["batch", "simple"])
+async def test_a_long_talk_is_answered_without_its_beginning(
+    open_test_engine: Any, reference: Reference, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    """The picture of its beginning moves to the first question that stays."""
+    caplog.set_level("INFO", logger="deployments.generator.engine")
+    encoder, cat = LetterEncoder(), picture("cat", 16)
+    engine = open_test_engine(encoder=encoder, mode=mode)
+    talk = long_talk(20, cat)
+    answer = await read(engine.stream(ask(*talk, max_new_tokens=24)))
+    usage = answer.last.usage
+    assert usage.prompt_tokens <= 400 - 24
+    assert (usage.image_tokens, [request.image for request in encoder.requests]) == (16, [cat])
+    num_kept = next(n for n in range(20, 0, -1) if _num_tokens(_with_picture(talk[-2 * n - 1 :], cat)) <= 400 - 24)
+    kept = _with_picture(talk[-2 * num_kept - 1 :], cat)
+    assert to_ids(answer.text) == reference(ask(*kept, max_new_tokens=24))
+    assert f"its {len(talk) - len(kept)} oldest messages do not fit" in caplog.text
+
+
+def _with_picture(messages: tuple[Message, ...], image: ImageRef) -> tuple[Message, ...]:
+    return (user(image, messages[0].text), *messages[1:])
+
+
+def _num_tokens(messages: tuple[Message, ...]) -> int:
+    return len(LetterPrompts().build(messages).token_ids)
+
+
+async def test_history_goes_before_the_answer_is_cut_short(open_test_engine: Any) -> None:
+    engine = open_test_engine(prompts=EndlessPrompts())
+    talk = next(long_talk(n) for n in range(20, 0, -1) if _num_tokens(long_talk(n)) < 400)
+    assert 400 - _num_tokens(talk) < 50, "as it stands it fits, but without much of an answer"
+    answer = await read(engine.stream(ask(*talk, max_new_tokens=50)))
+    assert (len(answer.text), answer.last.finish_reason) == (50, "length")
+    assert answer.last.usage.prompt_tokens < _num_tokens(talk)
 
 
 async def test_the_checkpoints_own_limit_wins_when_lower(open_test_engine: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 from generator.letters import LetterEncoder, ask, read
 
 from deployments.config import RetinaConfig
-from deployments.errors import CheckpointError
+from deployments.errors import CheckpointError, ConfigError
 
 pytestmark = pytest.mark.torch
 
@@ -59,16 +59,13 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         open_engine(config(tmp_path / "nowhere"), "tiny", LetterEncoder())
 
 
-def test_automatic_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("threads")
+def test_a_device_that_is_not_there_is_refused(tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from deployments.generator.loading import resolve_device, resolve_dtype
+    from deployments.generator.loading import load_model
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert (resolve_device("auto"), resolve_device("cuda")) == ("cpu", "cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert (resolve_device("auto"), resolve_device("cpu")) == ("cuda", "cpu")
-    assert (resolve_dtype("auto", "cpu"), resolve_dtype("bfloat16", "cpu")) == ("float32", "bfloat16")
-    for is_native, dtype in ((True, "bfloat16"), (False, "float16")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=is_native: native)
-        assert resolve_dtype("auto", "cuda") == dtype
+    wanting = config(tiny_checkpoint()).model_copy(update={"device": "cuda"})
+    with pytest.raises(ConfigError, match="device is cuda"):
+        load_model(wanting, "tiny")

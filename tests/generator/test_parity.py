@@ -1,10 +1,14 @@
-"""Invariant 3 on SmolVLM checkpoints: the engine's answers equal transformers' full model, alone and in any mix."""
+"""Invariant 3 on SmolVLM checkpoints: the engine's answers equal transformers' full model token for token, alone and
+in any mix."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +71,9 @@ def to_request(number: int) -> GenerateRequest:
     return GenerateRequest(f"r{number}", "tenant", tuple(messages), SamplingParams(max_new_tokens=MAX_NEW_TOKENS), 60)
 
 
+Answer = tuple[tuple[int, ...], str, int]  # token ids with the stop token; text; number of tokens without it
+
+
 class TowerEncoder:
     """A VisionEncoder that runs the family's own preprocessor and tower, one picture after the other."""
 
@@ -113,8 +120,7 @@ class Original:
             chat_template=tiny_checkpoints.CHAT_TEMPLATE,
         )
 
-    def answer(self, number: int) -> tuple[str, int]:
-        """Text and number of tokens, stop token left out."""
+    def answer(self, number: int) -> Answer:
         import torch
 
         turns = [
@@ -133,9 +139,9 @@ class Original:
             output = self._model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
         ids = output[0, inputs["input_ids"].shape[1] :].tolist()
         stop = self._model.generation_config.eos_token_id
-        ids = ids[:-1] if ids[-1] in (stop if isinstance(stop, list) else [stop]) else ids
+        shown = ids[:-1] if ids[-1] in (stop if isinstance(stop, list) else [stop]) else ids
         # The engine leaves out white space before the answer, see AnswerText.
-        return self._processor.tokenizer.decode(ids, skip_special_tokens=True).lstrip(), len(ids)
+        return tuple(ids), self._processor.tokenizer.decode(shown, skip_special_tokens=True).lstrip(), len(shown)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -145,13 +151,40 @@ def folder(request: pytest.FixtureRequest, tiny_checkpoint: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> list[tuple[str, int]]:
+def expected(folder: Path) -> list[Answer]:
     original = Original(folder)
     return [original.answer(number) for number in range(len(QUESTIONS))]
 
 
+@dataclass
+class Watched:
+    """An engine, and the token ids that its runner chose for each request."""
+
+    engine: Any
+    ids: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        runner = self.engine._worker.runner
+        step = runner.step
+
+        def recording_step(sequences: Any) -> Any:
+            made = step(sequences)
+            for sequence, token_id in made.tokens:
+                self.ids[sequence.request_id].append(token_id)
+            return made
+
+        runner.step = recording_step
+
+    async def ask(self, number: int) -> Answer:
+        request_id = f"asked-{next(self.numbers)}"  # the same is asked more than once
+        answer = await read(self.engine.stream(replace(to_request(number), request_id=request_id)))
+        assert answer.last.usage is not None
+        return tuple(self.ids[request_id]), answer.text, answer.last.usage.completion_tokens
+
+
 @pytest.fixture(params=["batch", "simple"])
-def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
+def watched(request: pytest.FixtureRequest, folder: Path) -> Iterator[Watched]:
     from deployments.generator.engine import Engine
     from deployments.models.registry import open_family
 
@@ -159,32 +192,26 @@ def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
     prompts, language = family.open_prompt_format(folder), family.open_language(folder, "cpu", "float32")
     config = GeneratorConfig(mode=request.param, num_slots=5, prefill_chunk_tokens=96, max_context_tokens=1024)
     engine = Engine(language, prompts, TowerEncoder(folder), config)
-    yield engine
+    yield Watched(engine)
     idle, problems = engine.wait_idle(20), engine.check()
     engine.close()
     assert idle
     assert problems == ()
 
 
-async def ask(engine: Any, number: int) -> tuple[str, int]:
-    answer = await read(engine.stream(to_request(number)))
-    assert answer.last.usage is not None
-    return answer.text, answer.last.usage.completion_tokens
+async def test_each_alone(watched: Watched, expected: list[Answer]) -> None:
+    assert [await watched.ask(number) for number in range(len(QUESTIONS))] == expected
+    assert len({ids for ids, _, _ in expected}) == len(expected), "the questions should be told apart by their answers"
 
 
-async def test_each_alone(engine: Any, expected: list[tuple[str, int]]) -> None:
-    assert [await ask(engine, number) for number in range(len(QUESTIONS))] == expected
-    assert len(set(expected)) == len(expected), "the questions should be told apart by their answers"
-
-
-async def test_in_a_batch_that_others_join_and_leave(engine: Any, expected: list[tuple[str, int]]) -> None:
+async def test_in_a_batch_that_others_join_and_leave(watched: Watched, expected: list[Answer]) -> None:
     chance = random.Random(3)
     order = list(range(len(QUESTIONS))) * 2
     chance.shuffle(order)
     tasks = []
     for number in order:
-        tasks.append(asyncio.create_task(ask(engine, number)))
-        leaver = engine.stream(to_request(chance.randrange(len(QUESTIONS))))
+        tasks.append(asyncio.create_task(watched.ask(number)))
+        leaver = watched.engine.stream(to_request(chance.randrange(len(QUESTIONS))))
         await anext(leaver)
         await leaver.aclose()
     assert await asyncio.gather(*tasks) == [expected[number] for number in order]

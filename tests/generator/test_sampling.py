@@ -46,7 +46,8 @@ def test_filtered_distributions_equal_transformers(params: SamplingParams, sprea
     for seed in range(5):
         logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)) * spread
         ours, theirs = filtered_logits(logits, params), warped(logits, params)
-        assert torch.equal(ours, theirs), (ours.isfinite().sum(), theirs.isfinite().sum())
+        assert torch.equal(ours.isfinite(), theirs.isfinite()), (ours.isfinite().sum(), theirs.isfinite().sum())
+        torch.testing.assert_close(ours.softmax(dim=-1), theirs.softmax(dim=-1), rtol=1e-5, atol=0)
 
 
 def test_ties_at_the_edge_of_top_k_stay() -> None:
@@ -56,8 +57,33 @@ def test_ties_at_the_edge_of_top_k_stay() -> None:
 
     logits = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0])
     params = SamplingParams(temperature=1.0, top_k=2)
-    assert torch.equal(filtered_logits(logits, params), warped(logits, params))
+    assert torch.equal(filtered_logits(logits, params).isfinite(), warped(logits, params).isfinite())
     assert filtered_logits(logits, params).isfinite().sum() == 3
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-40, 1e-38, 1e-30, 1e-7])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"top_k": 300, "top_p": 0.9}])
+def test_the_lowest_temperatures_are_greedy(temperature: float, filters: dict[str, Any]) -> None:
+    import torch
+
+    from deployments.generator.sampling import open_rng, sample
+
+    logits = torch.randn(8, 300, generator=torch.Generator().manual_seed(0)) * 1e4
+    logits[:, 7] = -torch.inf
+    params = [SamplingParams(temperature=temperature, seed=row, **filters) for row in range(8)]
+    rngs = [open_rng(each, torch.device("cpu")) for each in params]
+    assert sample(logits, params, rngs) == logits.argmax(dim=-1).tolist()
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e39, 1e300])
+def test_the_highest_temperatures_make_all_alike_but_what_is_ruled_out(temperature: float) -> None:
+    import torch
+
+    from deployments.generator.sampling import filtered_logits
+
+    logits = torch.tensor([-torch.inf, 5.0, -300.0, 1.0, 2.0])
+    probabilities = filtered_logits(logits, SamplingParams(temperature=temperature, top_k=3)).softmax(dim=-1)
+    torch.testing.assert_close(probabilities, torch.tensor([0, 1, 0, 1, 1]) / 3)
 
 
 def test_a_nucleus_wider_than_the_quick_look_equals_the_full_sort() -> None:

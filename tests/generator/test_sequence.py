@@ -115,6 +115,26 @@ def test_white_space_before_the_answer_is_left_out_and_its_tokens_counted(stop: 
     assert (last.text, last.num_tokens, last.finish_reason) == ("", 2, "length")
 
 
+@pytest.mark.parametrize(
+    ("stop", "shown", "reason"),
+    [((" ",), "a", "stop"), (("\n",), "a b", "length"), ((" a",), "a b", "length"), (("b",), "a ", "stop")],
+)
+def test_stop_strings_do_not_see_the_white_space_before_the_answer(
+    stop: tuple[str, ...], shown: str, reason: str
+) -> None:
+    def decode(token_ids: Any) -> str:
+        return bytes(token_ids).decode("utf-8", errors="replace")
+
+    answer = sequence(max_new_tokens=6, stop=stop, decode=decode)
+    chunks: list[Chunk] = []
+    for token_id in b" \n a b":
+        chunks += [chunk for chunk in accept_all(answer, token_id) if chunk]
+        if answer.is_finished:
+            break
+    assert "".join(chunk.text for chunk in chunks) == shown
+    assert chunks[-1].finish_reason == reason
+
+
 @settings(deadline=None)
 @given(st.text("ab", max_size=40), st.lists(st.text("ab", min_size=1, max_size=5), max_size=4), st.data())
 def test_the_scanner_equals_cutting_the_whole(text: str, stop: list[str], data: st.DataObject) -> None:

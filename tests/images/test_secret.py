@@ -22,8 +22,23 @@ def test_made_once_with_closed_modes(tmp_path: Path) -> None:
     assert len(secret) == 32
     assert open_secret(data_dir) == secret
     assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
+    assert stat.S_IMODE(data_dir.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE((data_dir / "secret").stat().st_mode) == 0o600
     assert [path.name for path in data_dir.iterdir()] == ["secret"]
+
+
+def test_a_folder_of_somebody_else_keeps_its_mode(tmp_path: Path) -> None:
+    """`data_dir: .` is the checkout."""
+    tmp_path.chmod(0o755)
+    open_secret(tmp_path)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+
+
+def test_a_data_dir_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(FileExistsError):
+        open_secret(tmp_path / "data")
 
 
 def test_folders_have_secrets_of_their_own(tmp_path: Path) -> None:

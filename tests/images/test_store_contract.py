@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from deployments.bytes_cache import FILE_FROM, BytesCache
 from deployments.config import ImageConfig
-from deployments.errors import ImageNotFound
-from deployments.images.stores.disk import DiskImageStore, from_record, to_record
+from deployments.errors import ImageNotFound, PartUnavailable
+from deployments.images.stores.disk import MAX_HEADER_BYTES, DiskImageStore, ref_of_record, to_record
 from deployments.images.stores.memory import MemoryImageStore
 from deployments.images.stores.open import open_image_store
 from deployments.types import ImageRef, StoredImage
@@ -65,10 +68,24 @@ async def test_what_is_put_comes_back(open_store: OpenStore) -> None:
     assert await store.get("t", "a") == image("a")
 
 
-async def test_large_pictures(open_store: OpenStore) -> None:
+@pytest.mark.parametrize("data", [b"", b"\n\n{}", bytes(range(256)) * 10_000], ids=["empty", "lines", "large"])
+async def test_every_byte_comes_back(open_store: OpenStore, data: bytes) -> None:
     store = open_store()
-    await store.put("t", image("a", bytes(range(256)) * 10_000))
-    assert (await store.get("t", "a")).data == bytes(range(256)) * 10_000
+    await store.put("t", image("a", data))
+    assert await store.get("t", "a") == image("a", data)
+    assert await store.find("t", "a") == image("a", data).ref
+
+
+async def test_what_is_deleted_is_found_no_more(open_store: OpenStore) -> None:
+    store = open_store()
+    await store.put("t", image("a"))
+    assert await store.find("t", "a") == image("a").ref
+    await store.delete("t", "a")
+    for call in (store.find, store.get, store.delete):
+        with pytest.raises(ImageNotFound, match="'a'"):
+            await call("t", "a")
+    await store.put("t", image("a"))
+    assert await store.find("t", "a") == image("a").ref
 
 
 async def test_putting_twice_keeps_one(open_store: OpenStore) -> None:
@@ -87,14 +104,15 @@ async def test_unknown_ids(open_store: OpenStore) -> None:
             await store.get("t", id)
         assert caught.value.status == 404
         assert len(caught.value.message) < 1000
-        with pytest.raises(ImageNotFound):
-            await store.delete("t", id)
+        for call in (store.find, store.delete):
+            with pytest.raises(ImageNotFound):
+                await call("t", id)
 
 
 async def test_tenants_do_not_see_each_other(open_store: OpenStore) -> None:
     store = open_store()
     await store.put("one", image("a"))
-    for call in (store.get, store.delete):
+    for call in (store.get, store.find, store.delete):
         with pytest.raises(ImageNotFound):
             await call("other", "a")
     assert await store.get("one", "a") == image("a")
@@ -107,13 +125,17 @@ async def test_names_cannot_be_read_as_other_names(open_store: OpenStore) -> Non
         await store.get("a", "b/c")
 
 
-async def test_the_least_recently_used_go_first(open_store: OpenStore) -> None:
-    store = open_store(store_max_bytes=3500)  # three of 1000 bytes with their headers
+@pytest.mark.parametrize("use", ["get", "find"])
+async def test_the_least_recently_used_go_first(open_store: OpenStore, use: str) -> None:
+    """Being found is a use: pictures whose features are cached are never read."""
+    store = open_store(store_max_bytes=3700)  # three of 1000 bytes with their headers
     for name in "abc":
         await store.put("t", image(name, bytes(1000)))
-    await store.get("t", "a")
+    await getattr(store, use)("t", "a")
     await store.put("t", image("d", bytes(1000)))
     assert await ids_in(store, "a", "b", "c", "d") == {"a", "c", "d"}
+    with pytest.raises(ImageNotFound):
+        await store.find("t", "b")
 
 
 async def test_the_newest_stays_even_over_the_limit(open_store: OpenStore) -> None:
@@ -133,9 +155,12 @@ async def test_many_at_once(open_store: OpenStore) -> None:
 # ------------------------------------------------------------------------------------- disk only
 
 
-def test_records_keep_every_byte() -> None:
-    for data in (b"", b"\n\n{}", bytes(range(256))):
-        assert from_record(to_record(image("a", data))) == image("a", data)
+def test_headers_are_believed_under_their_key_only() -> None:
+    record = to_record("key", image("a"))
+    assert ref_of_record("key", record[:MAX_HEADER_BYTES]) == image("a").ref
+    assert ref_of_record("other", record) is None
+    assert ref_of_record("key", record.replace(b'"width": 3', b'"width": 4')) is None
+    assert [ref_of_record("key", start) for start in (b"", b"\n", record[:80], b"{}\ndata")] == [None] * 4
 
 
 async def test_survives_reopening(tmp_path: Path) -> None:
@@ -173,6 +198,72 @@ async def test_nothing_of_a_name_becomes_a_path(tmp_path: Path) -> None:
     names = {path.name for path in files_in(tmp_path)}
     assert len(names) > 1
     assert not any("escape" in name for name in names)
+    store.close()
+
+
+async def test_finding_reads_no_more_than_the_start(tmp_path: Path) -> None:
+    store = open_image_store(ImageConfig(), tmp_path)
+    await store.put("t", image("a", bytes(1_000_000)))
+    (file,) = files_in(tmp_path, "*.val")
+    os.truncate(file, 5000)
+    assert await store.find("t", "a") == image("a", bytes(1_000_000)).ref
+    with pytest.raises(ImageNotFound):
+        await store.get("t", "a")
+    with pytest.raises(ImageNotFound):  # reading has dropped it
+        await store.find("t", "a")
+    store.close()
+
+
+async def test_a_damaged_header_is_not_believed(tmp_path: Path) -> None:
+    store = open_image_store(ImageConfig(), tmp_path)
+    await store.put("t", image("a", bytes(FILE_FROM)))
+    (file,) = files_in(tmp_path, "*.val")
+    file.write_bytes(file.read_bytes().replace(b'"width": 3', b'"width": 9'))
+    with pytest.raises(ImageNotFound):
+        await store.find("t", "a")
+    assert files_in(tmp_path, "*.val") == []
+    store.close()
+
+
+async def test_a_picture_whose_file_is_gone_is_not_found(tmp_path: Path) -> None:
+    store = open_image_store(ImageConfig(), tmp_path)
+    await store.put("t", image("a", bytes(FILE_FROM)))
+    files_in(tmp_path, "*.val")[0].unlink()
+    with pytest.raises(ImageNotFound):
+        await store.find("t", "a")
+    store.close()
+
+
+async def test_a_full_disk_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "the secret internals of a disk")
+
+    store = open_image_store(ImageConfig(), tmp_path)
+    for method in ("put", "get", "start_of", "delete"):
+        monkeypatch.setattr(BytesCache, method, full)
+    for call in (store.put("t", image("a")), store.get("t", "a"), store.find("t", "a"), store.delete("t", "a")):
+        with pytest.raises(PartUnavailable) as caught:
+            await call
+        assert caught.value.message == "the image store cannot be read or written"
+        assert caught.value.retry_after_s
+    assert "internals" in caplog.text
+    store.close()
+
+
+async def test_a_picture_that_the_disk_does_not_give_is_not_called_missing(tmp_path: Path) -> None:
+    store = open_image_store(ImageConfig(), tmp_path)
+    await store.put("t", image("a", bytes(FILE_FROM)))
+    (file,) = files_in(tmp_path, "*.val")
+    aside = file.rename(tmp_path / "aside")
+    file.mkdir()  # opening it fails, whoever we are
+    for call in (store.get, store.find):
+        with pytest.raises(PartUnavailable):
+            await call("t", "a")
+    file.rmdir()
+    aside.rename(file)
+    assert await store.get("t", "a") == image("a", bytes(FILE_FROM))
     store.close()
 
 

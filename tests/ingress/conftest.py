@@ -30,11 +30,11 @@ async def build_bench(tmp_path: Path) -> AsyncIterator[BuildBench]:
             generator: Generator | None = None,
             wrap_router: Callable[[Router], SessionRouter] | None = None,
             metrics: Metrics | None = None,
-            **sections: Mapping[str, object],
+            **sections: Mapping[str, object],  # of the config; `models`, a list, replaces the two that stand here
         ) -> Bench:
             in_memory = {name: {"store": "memory", **sections.pop(name, {})} for name in ("images", "session_router")}
             models = [{"name": "fake", "family": "fake"}, {"name": "other", "family": "fake"}]
-            config = parse_config({"models": models, "data_dir": str(tmp_path), **in_memory, **sections})
+            config = parse_config({"models": models, "data_dir": str(tmp_path), **in_memory} | sections)
             router = open_router(config)
             generators = {"fake": generator or FakeGenerator(), "other": FakeGenerator("other")}
             turns = Turns(wrap_router(router) if wrap_router else router, generators, config, metrics)

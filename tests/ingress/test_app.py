@@ -22,7 +22,7 @@ ROUTES = {
     ("get", "/-/config"),
     ("get", "/-/engine"),
     ("get", "/-/cache"),
-    ("get", "/-/router"),
+    ("get", "/-/session_router"),
     ("get", "/-/ingress"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -12,10 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingress.bench import Bench, BuildBench, error_of, picture
 
-from deployments.errors import Overloaded
+from deployments.errors import ImageNotFound, Overloaded, RetinaError
 from deployments.fakes import FakeGenerator, FakeVisionEncoder
+from deployments.images.stores.memory import MemoryImageStore
 from deployments.ingress.tenants import PUBLIC_TENANT
 from deployments.ingress.turns import TurnInput
+from deployments.types import StoredImage
 
 REPLY_KEYS = {
     "message",
@@ -263,7 +266,6 @@ async def test_bad_session_ids(bench: Bench, session_id: str) -> None:
         ("seed", 2**63),
         ("stream", "perhaps"),
         ("stop", ""),
-        ("stop", "x" * 201),
     ],
 )
 async def test_values_out_of_range(bench: Bench, field: str, value: object) -> None:
@@ -273,8 +275,67 @@ async def test_values_out_of_range(bench: Bench, field: str, value: object) -> N
         assert field in str(error["message"])
 
 
-async def test_too_many_stops(bench: Bench) -> None:
-    assert error_of(await bench.ask(stop=["x"] * 9), 422, "invalid_request")["param"] == "stop"
+@pytest.mark.parametrize(("stop", "allowed"), [(["x"] * 9, "at most 8"), (["ok", "x" * 257], "at most 256")])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_too_many_and_too_long_stops(bench: Bench, stop: list[str], allowed: str, stream: bool) -> None:
+    error = error_of(await bench.ask(stop=stop, stream=stream), 400, "invalid_request")
+    assert error["param"] == "stop"
+    assert allowed in str(error["message"])
+
+
+async def test_stops_are_limited_by_the_model_that_answers(build_bench: BuildBench) -> None:
+    models = [
+        {"name": "fake", "family": "fake", "generator": {"max_stop_strings": 1, "max_stop_chars": 3}},
+        {"name": "other", "family": "fake"},
+    ]
+    bench = build_bench(models=models)
+    await bench.ask(session_id="s", model="other", stop=["x" * 256] * 8)
+    assert (await bench.ask(session_id="s", stop=["four", "five"])).status_code == 200
+    for stop in (["a", "b"], ["four"]):
+        error_of(await bench.ask(session_id="s", model="fake", stop=stop), 400, "invalid_request")
+    assert (await bench.ask(session_id="s", model="fake", stop=["abc"])).json()["conversation_length"] == 6
+
+
+@pytest.mark.parametrize("message", ["", " \n", "x" * 16_001, "ok", "x" * 16_000])
+async def test_what_is_refused_before_the_router_is_what_the_router_refuses(bench: Bench, message: str) -> None:
+    reply = await bench.ask(message)
+    (turn,) = await asyncio.gather(bench.turns.reply(TurnInput("r", PUBLIC_TENANT, message)), return_exceptions=True)
+    if isinstance(turn, RetinaError):
+        assert error_of(reply, turn.status, turn.code)["param"] == turn.param
+    else:
+        assert reply.status_code == 200
+
+
+async def test_a_picture_for_an_empty_message_is_not_stored(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored: list[object] = []
+
+    async def put(self: MemoryImageStore, tenant: str, image: StoredImage) -> None:
+        stored.append(image)
+
+    monkeypatch.setattr(MemoryImageStore, "put", put)
+    error_of(await post_form(bench, {"message": " "}, picture()), 400, "invalid_request")
+    assert stored == []
+    await post_form(bench, {"message": "Hello"}, picture())
+    assert len(stored) == 1
+
+
+async def test_an_image_id_is_looked_up_without_reading_the_picture(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_id = (await bench.client.post("/images", files={"image": picture()})).json()["id"]
+    monkeypatch.delattr(MemoryImageStore, "get")
+    assert "40 x 30" in (await bench.ask(image_id=image_id)).json()["response"]
+
+
+async def test_the_picture_of_the_session_is_gone(build_bench: BuildBench) -> None:
+    lost = ImageNotFound("no picture 'abc'", "image")
+    bench = build_bench(FakeGenerator(failure=lost))
+    reply = await bench.ask(session_id="s")
+    error = error_of(reply, 404, "image_not_found")
+    assert error["message"] == ("the session's picture is no longer stored; send another one or begin a new session")
+    assert error["param"] == "image"
+    brought = await bench.ask(session_id="s", image=data_url(picture()))
+    assert error_of(brought, 404, "image_not_found")["message"] == "no picture 'abc'"
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])

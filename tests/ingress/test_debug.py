@@ -35,7 +35,7 @@ async def test_the_config_as_resolved(build_bench: BuildBench) -> None:
 async def test_what_the_parts_say(bench: Bench) -> None:
     assert (await bench.client.get("/-/engine")).json() == {"fake": {"running": 0}}
     assert (await bench.client.get("/-/cache")).json() == {"hits": 3}
-    assert (await bench.client.get("/-/router")).json() == {"sessions": 0}
+    assert (await bench.client.get("/-/session_router")).json() == {"sessions": 0}
 
 
 async def test_a_part_that_is_gone(bench: Bench) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from ingress.bench import Bench, error_of, picture
+from ingress.bench import Bench, BuildBench, error_of, picture
 
 
 async def test_the_history_of_a_session(bench: Bench) -> None:
@@ -43,16 +43,41 @@ async def test_deletion(bench: Bench) -> None:
 
 
 async def test_the_list(bench: Bench) -> None:
-    assert (await bench.client.get("/chat/sessions")).json() == {"sessions": [], "count": 0}
+    assert (await bench.client.get("/chat/sessions")).json() == {"sessions": [], "count": 0, "has_more": False}
     await bench.ask(session_id="a")
     await bench.client.post("/chat", data={"message": "x", "session_id": "b"}, files={"image": picture()})
     body = (await bench.client.get("/chat/sessions")).json()
-    assert body["count"] == 2
+    assert (body["count"], body["has_more"]) == (2, False)
     by_id = {session["session_id"]: session for session in body["sessions"]}
     updated = by_id["b"].pop("updated")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", updated)
     assert by_id["b"] == {"session_id": "b", "length": 2, "has_image": True, "model": "fake"}
     assert by_id["a"]["has_image"] is False
+
+
+async def test_the_list_is_limited(build_bench: BuildBench) -> None:
+    bench = build_bench(ingress={"max_listed_sessions": 3})
+    for session_id in ("a", "b", "c"):
+        await bench.ask(session_id=session_id)
+
+    async def listed(query: str) -> tuple[list[str], int, bool]:
+        body = (await bench.client.get(f"/chat/sessions{query}")).json()
+        return [session["session_id"] for session in body["sessions"]], body["count"], body["has_more"]
+
+    assert await listed("?limit=2") == (["c", "b"], 2, True)
+    assert await listed("") == await listed("?limit=3") == (["c", "b", "a"], 3, False)
+    await bench.ask(session_id="d")
+    assert await listed("") == (["d", "c", "b"], 3, True)
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=-1", "limit=x", "limit=", "limit=1001", "limt=1", "limit=1&page=2"]
+)
+async def test_limits_that_are_refused(bench: Bench, query: str) -> None:
+    error = error_of(await bench.client.get(f"/chat/sessions?{query}"), 422, "invalid_request")
+    assert error["param"] in ("limit", "limt", "page")
+    if query == "limit=1001":
+        assert error["message"] == "limit: 1001 is more than 1000 (ingress.max_listed_sessions)"
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])

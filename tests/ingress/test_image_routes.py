@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import NoReturn
 
 import pytest
-from ingress.bench import Bench, error_of, picture
+from ingress.bench import Bench, BuildBench, error_of, picture
+
+from deployments.errors import PartUnavailable
+from deployments.images.stores.memory import MemoryImageStore
 
 PNG = picture(size=(40, 30))
 
@@ -22,6 +26,40 @@ async def test_upload_and_download(bench: Bench) -> None:
     assert got.headers["content-type"] == "image/png"
     assert got.headers["x-content-type-options"] == "nosniff"
     assert got.headers["content-disposition"] == f'inline; filename="{body["id"][:12]}.png"'
+
+
+@pytest.mark.parametrize("form", ['"{}"', 'W/"{}"', '"other", "{}"', "*"])
+async def test_who_has_the_picture_is_not_sent_it_again(bench: Bench, form: str) -> None:
+    image_id = (await bench.client.post("/images", files={"image": PNG})).json()["id"]
+    first = await bench.client.get(f"/images/{image_id}", headers={"If-None-Match": '"other"'})
+    assert (first.status_code, first.content, first.headers["etag"]) == (200, PNG, f'"{image_id}"')
+    again = await bench.client.get(f"/images/{image_id}", headers={"If-None-Match": form.format(image_id)})
+    assert (again.status_code, again.content) == (304, b"")
+    for header in ("etag", "cache-control"):
+        assert again.headers[header] == first.headers[header]
+    await bench.client.delete(f"/images/{image_id}")
+    gone = await bench.client.get(f"/images/{image_id}", headers={"If-None-Match": form.format(image_id)})
+    error_of(gone, 404, "image_not_found")
+
+
+async def test_a_store_that_fails_is_unavailable(build_bench: BuildBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = build_bench()
+    image_id = (await bench.client.post("/images", files={"image": PNG})).json()["id"]
+
+    async def fail(*_: object) -> NoReturn:
+        raise PartUnavailable("the image store failed: no space left", None, 2)
+
+    for method in ("put", "get", "find", "delete"):
+        monkeypatch.setattr(MemoryImageStore, method, fail)
+    for reply in (
+        await bench.client.post("/images", files={"image": PNG}),
+        await bench.client.get(f"/images/{image_id}"),
+        await bench.client.delete(f"/images/{image_id}"),
+        await bench.client.post("/chat", data={"message": "Hello"}, files={"image": PNG}),
+        await bench.ask(image_id=image_id),
+    ):
+        error_of(reply, 503, "part_unavailable")
+        assert reply.headers["retry-after"] == "2"
 
 
 async def test_raw_bodies_get_the_same_id(bench: Bench) -> None:

@@ -192,20 +192,103 @@ async def test_a_second_cancellation_does_not_stop_the_clean_up(build_bench: Bui
     assert await open_turns(bench) == 0
 
 
-async def test_a_client_that_leaves_while_the_turn_opens_leaves_no_lease(build_bench: BuildBench) -> None:
-    held = HeldRouter(may_close=_set())
-    bench = build_bench(None, held.around)
+async def test_a_client_that_leaves_gives_up_its_place_before_the_session(build_bench: BuildBench) -> None:
+    gate = Gate()
+    bench = build_bench(FakeGenerator(gate=gate), session_router={"lease_wait_s": 1000})
+    first = asyncio.create_task(bench.turns.reply(turn("one")))
+    await gate.reached.wait()
+    gone = asyncio.create_task(collect(bench.turns, turn("gone")))
+    async with asyncio.timeout(10):
+        while (await bench.router.statistics())["waiting_turns"] != 1:  # noqa: ASYNC110 - it shows no event
+            await asyncio.sleep(0)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        await bench.turns.drain()  # long before lease_wait_s, and while the first turn is open
+    assert (await bench.router.statistics())["waiting_turns"] == 0
+    assert not first.done()
+    gate.opened.set()
+    assert (await first).conversation_length == 2
+    assert await open_turns(bench) == 0
+    assert bench.turns.metrics.snapshot() == {"ingress_cancelled.open": 1}
+
+
+class GrantingRouter(HeldRouter):
+    """Grants the lease although it is cancelled: the cancellation came when the turn was on its way."""
+
+    async def open_turn(self, request: TurnRequest) -> Turn:
+        assert self.inner is not None
+        turn = await self.inner.open_turn(request)
+        self.reached.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.may_open.wait()
+        return turn
+
+
+@pytest.mark.parametrize("why", ["cancelled", "late"])
+async def test_a_lease_that_is_granted_in_that_instant_is_given_back(build_bench: BuildBench, why: str) -> None:
+    granting = GrantingRouter(may_close=_set())
+    bench = build_bench(None, granting.around, ingress={"turn_timeout_s": 0.05 if why == "late" else 100})
     task = asyncio.create_task(collect(bench.turns, turn()))
-    await held.reached.wait()
+    await granting.reached.wait()
+    if why == "cancelled":
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError if why == "cancelled" else DeadlineExceeded):
+        await task
+    await bench.turns.drain()
+    assert await open_turns(bench) == 0
+    assert (await bench.router.statistics())["metrics"] == {
+        "session_router_turns.aborted": 1,
+        "session_router_turns.opened": 1,
+    }
+
+
+@dataclass(slots=True)
+class CancellingRouter(HeldRouter):
+    """The client leaves in the very step that grants its lease."""
+
+    client: asyncio.Task[object] | None = None
+
+    async def open_turn(self, request: TurnRequest) -> Turn:
+        assert self.inner is not None
+        assert self.client is not None
+        turn = await self.inner.open_turn(request)
+        self.client.cancel()
+        return turn
+
+
+async def test_a_lease_that_is_granted_in_the_same_step_is_given_back(build_bench: BuildBench) -> None:
+    router = CancellingRouter(may_close=_set())
+    bench = build_bench(None, router.around)
+    router.client = asyncio.create_task(collect(bench.turns, turn()))
+    with pytest.raises(asyncio.CancelledError):
+        await router.client
+    await bench.turns.drain()
+    assert await open_turns(bench) == 0
+    assert (await bench.router.statistics())["metrics"]["session_router_turns.aborted"] == 1
+
+
+async def test_a_failure_that_nobody_waits_for_is_logged(
+    build_bench: BuildBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FailingRouter(HeldRouter):
+        async def open_turn(self, request: TurnRequest) -> Turn:
+            self.reached.set()
+            try:
+                await self.may_open.wait()
+            finally:
+                raise ValueError("a bug")
+
+    failing = FailingRouter()
+    bench = build_bench(None, failing.around)
+    task = asyncio.create_task(collect(bench.turns, turn()))
+    await failing.reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    held.may_open.set()
     await bench.turns.drain()
-    assert await open_turns(bench) == 0
-    statistics = await bench.router.statistics()
-    assert statistics["metrics"] == {"session_router_turns.aborted": 1, "session_router_turns.opened": 1}
-    assert bench.turns.metrics.snapshot() == {"ingress_cancelled.open": 1}
+    assert "opened for nobody" in caplog.text
+    assert "a bug" in caplog.text
 
 
 async def test_an_answer_is_stored_even_when_the_client_leaves_during_the_commit(build_bench: BuildBench) -> None:

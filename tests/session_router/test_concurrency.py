@@ -12,7 +12,7 @@ from deployments.errors import PartUnavailable, SessionBusy
 from deployments.session_router.service import Router
 from deployments.session_router.stores import Change, SessionKey, StoredSession
 from deployments.session_router.stores.memory import MemorySessionStore
-from deployments.types import TurnOutcome
+from deployments.types import Turn, TurnOutcome
 
 PATIENT = {"lease_wait_s": 30}
 
@@ -31,7 +31,7 @@ async def test_the_second_turn_waits_for_the_first_and_sees_it(open_a_router, st
 
 
 async def test_many_turns_on_one_session_go_in_order_of_arrival(open_a_router, store_kind, client) -> None:
-    alice = client(open_a_router(store_kind, **PATIENT))
+    alice = client(open_a_router(store_kind, max_waiting_turns=9, **PATIENT))
     order: list[int] = []
     open_now = 0
 
@@ -60,7 +60,7 @@ async def test_fifty_sessions_in_parallel(open_a_router, store_kind, client) -> 
     assert await asyncio.gather(*(converse(number) for number in range(50))) == [[2, 4, 6]] * 50
     for number in (0, 17, 49):
         assert await alice.texts(f"s{number}") == [f"{number}{mark}{turn}" for turn in range(3) for mark in "/!"]
-    assert len(await alice.router.sessions("tenant")) == 50
+    assert len(await alice.router.sessions("tenant", 100)) == 50
 
 
 async def test_a_turn_that_waits_too_long_is_told_so(open_a_router, store_kind, client) -> None:
@@ -70,6 +70,55 @@ async def test_a_turn_that_waits_too_long_is_told_so(open_a_router, store_kind, 
         await alice.open("s")
     await alice.close(turn)
     assert await alice.say("s") == 4
+
+
+async def test_so_many_turns_wait_and_the_next_are_told_at_once(open_a_router, store_kind, client, waiting) -> None:
+    alice = client(open_a_router(store_kind, max_waiting_turns=3, **PATIENT))
+    first = await alice.open("s", "one")
+    waits = {asyncio.create_task(alice.open("s", f"burst {number}")) for number in range(10)}
+    refused: set[asyncio.Task[Turn]] = set()
+    while len(refused) < 7:
+        done, waits = await asyncio.wait(waits, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        assert done, "they are told long before the wait is over"
+        refused |= done
+    await waiting(alice.router, 3)
+    for task in refused:
+        with pytest.raises(SessionBusy, match="no more than 3 may wait") as busy:
+            await task
+        assert (busy.value.retry_after_s, busy.value.param) == (30, "session_id")
+    assert await alice.turns("busy") == 7
+    assert await alice.say("another") == 2
+    for task in waits:
+        task.cancel()
+    await asyncio.wait(waits)
+    assert await alice.close(first) == 2
+    assert await alice.say("s") == 4
+
+
+async def test_nobody_waits_where_nobody_may(open_a_router, store_kind, client) -> None:
+    alice = client(open_a_router(store_kind, max_waiting_turns=0, **PATIENT))
+    turn = await alice.open("s")
+    async with asyncio.timeout(10):
+        with pytest.raises(SessionBusy, match="no more than 0 may wait"):
+            await alice.open("s")
+    await alice.close(turn)
+    assert await alice.say("s") == 4
+
+
+async def test_whoever_leaves_makes_room_for_another_waiting_turn(open_a_router, store_kind, client, waiting) -> None:
+    alice = client(open_a_router(store_kind, max_waiting_turns=1, **PATIENT))
+    first = await alice.open("s", "one")
+    gone = asyncio.create_task(alice.open("s", "gone"))
+    await waiting(alice.router, 1)
+    with pytest.raises(SessionBusy):
+        await alice.open("s", "too many")
+    gone.cancel()
+    await asyncio.wait({gone})
+    stays = asyncio.create_task(alice.open("s", "two"))
+    await waiting(alice.router, 1)
+    await alice.close(first, "1")
+    await alice.close(await stays, "2")
+    assert await alice.texts("s") == ["one", "1", "two", "2"]
 
 
 async def test_a_waiting_turn_is_woken_when_the_first_fails(slow_store, client, waiting) -> None:
@@ -223,7 +272,7 @@ async def test_a_close_is_carried_to_the_end_when_its_caller_is_cancelled(slow, 
     slow_store.open_gates()
     await finishing
     assert (await slow_store.count(0)).open_turns == 0
-    assert [summary.length for summary in await slow.router.sessions("tenant")] == ([2] if answer else [])
+    assert [summary.length for summary in await slow.router.sessions("tenant", 100)] == ([2] if answer else [])
 
 
 async def test_waiting_on_a_private_store_does_not_poll(slow_store, client, waiting) -> None:
@@ -297,4 +346,4 @@ async def test_a_turn_may_be_closed_by_another_router_than_opened_it(pair) -> No
     assert await pair[1].close(turn) == 2
     assert await pair[0].close(turn) == 2
     await pair[1].router.delete_session("tenant", "s")
-    assert await pair[0].router.sessions("tenant") == ()
+    assert await pair[0].router.sessions("tenant", 100) == ()

@@ -10,7 +10,7 @@ from deployments.session_router.limits import check_message, check_session_id
 
 @pytest.mark.parametrize("session_id", ["a", "your-session-id", "A.b_c~d-9", "...", "x" * 128])
 def test_ids_that_are_allowed(session_id: str) -> None:
-    check_session_id(session_id)
+    check_session_id(session_id, 128)
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,17 @@ def test_ids_that_are_allowed(session_id: str) -> None:
 )
 def test_ids_that_are_refused(session_id: str) -> None:
     with pytest.raises(InvalidRequest, match=r"1 to 128 characters out of A-Z a-z 0-9 \. _ ~ -") as refusal:
-        check_session_id(session_id)
+        check_session_id(session_id, 128)
     assert refusal.value.param == "session_id"
     assert f"has {len(session_id)} characters" in refusal.value.message
     assert len(refusal.value.message) < 200
     assert refusal.value.message.isprintable()
+
+
+def test_the_length_of_ids_is_a_setting() -> None:
+    check_session_id("x" * 3, 3)
+    with pytest.raises(InvalidRequest, match="1 to 3 characters"):
+        check_session_id("x" * 4, 3)
 
 
 @pytest.mark.parametrize("text", ["a", " a ", "\U0001f600", "x" * 10])

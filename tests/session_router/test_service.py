@@ -135,7 +135,7 @@ async def test_tenants_do_not_see_each_other(alice, bob) -> None:
         await bob.router.history("bob", "s")
     with pytest.raises(SessionNotFound):
         await bob.router.delete_session("bob", "s")
-    assert await bob.router.sessions("bob") == ()
+    assert await bob.router.sessions("bob", 100) == ()
     turn = await bob.open("s", "mine")
     assert [message.text for message in turn.messages] == ["mine"]
     assert await alice.texts("s") == ["a secret", "fine"]
@@ -146,11 +146,32 @@ async def test_lists_come_last_used_first(alice, clock, picture) -> None:
         await alice.say(session_id)
         clock.advance(1)
     await alice.say("first", image=picture("a"), model="beta")
-    assert await alice.router.sessions("alice") == (
+    assert await alice.router.sessions("alice", 100) == (
         SessionSummary("first", 4, True, "beta", "2025-01-01T12:00:03.000Z"),
         SessionSummary("third", 2, False, "alpha", "2025-01-01T12:00:02.000Z"),
         SessionSummary("second", 2, False, "alpha", "2025-01-01T12:00:01.000Z"),
     )
+
+
+async def test_lists_are_limited(alice, clock) -> None:
+    for session_id in ("first", "second", "third"):
+        await alice.say(session_id)
+        clock.advance(1)
+    listed = await alice.router.sessions("alice", 2)
+    assert [summary.session_id for summary in listed] == ["third", "second"]
+
+
+async def test_ids_are_as_long_as_the_config_says(open_a_router, client) -> None:
+    alice = client(open_a_router(max_session_id_chars=40))
+    assert await alice.say("x" * 40) == 2
+    too_long = "x" * 41
+    for attempt in (
+        lambda: alice.open(too_long),
+        lambda: alice.router.history("tenant", too_long),
+        lambda: alice.router.delete_session("tenant", too_long),
+    ):
+        with pytest.raises(InvalidRequest, match="1 to 40 characters"):
+            await attempt()
 
 
 async def test_too_many_sessions_push_out_the_longest_unused(open_a_router, store_kind, client, clock) -> None:
@@ -162,7 +183,7 @@ async def test_too_many_sessions_push_out_the_longest_unused(open_a_router, stor
             turn = await alice.open("open")
         await alice.say(session_id)
         clock.advance(1)
-    assert [summary.session_id for summary in await alice.router.sessions("alice")] == ["new", "used", "open"]
+    assert [summary.session_id for summary in await alice.router.sessions("alice", 100)] == ["new", "used", "open"]
     assert await alice.close(turn) == 4
 
 
@@ -252,7 +273,7 @@ async def test_a_first_turn_that_fails_leaves_no_session(alice, router) -> None:
     turn = await alice.open("s")
     with pytest.raises(SessionNotFound):
         await router.history("alice", "s")
-    assert await router.sessions("alice") == ()
+    assert await router.sessions("alice", 100) == ()
     assert await alice.close(turn, None) == 0
     assert await alice.close(turn, None) == 0
     assert await stored_session(router, "s") is None
@@ -335,7 +356,7 @@ async def test_a_damaged_session_is_reported_not_forgotten(alice, router, caplog
         with pytest.raises(RetinaError, match="is damaged"):
             await alice.open("s")
     assert "checksum" in caplog.text
-    assert len(await router.sessions("alice")) == 1
+    assert len(await router.sessions("alice", 100)) == 1
     await router.delete_session("alice", "s")
     assert await alice.say("s") == 2
 
@@ -347,11 +368,11 @@ async def test_a_restart_keeps_sessions_and_open_turns(open_a_router, client, pi
     before = client(open_a_router("disk"))
     await before.say("s", image=picture("a"))
     open_turn = await before.open("s", "asked before the restart")
-    history, sessions = await before.router.history("tenant", "s"), await before.router.sessions("tenant")
+    history, sessions = await before.router.history("tenant", "s"), await before.router.sessions("tenant", 100)
     await before.router.close()
     after = client(open_a_router("disk"))
     assert await after.router.history("tenant", "s") == history
-    assert await after.router.sessions("tenant") == sessions
+    assert await after.router.sessions("tenant", 100) == sessions
     with pytest.raises(SessionBusy):
         await after.open("s")
     assert await after.close(open_turn, "answered after it") == 4

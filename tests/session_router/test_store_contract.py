@@ -83,7 +83,7 @@ async def test_updates_do_not_overtake_each_other(store: SessionStore) -> None:
 async def test_tenants_do_not_see_each_other(store: SessionStore) -> None:
     await put(store, "session")
     assert await store.read(SessionKey("other", "session")) is None
-    assert await store.summaries("other") == ()
+    assert await store.summaries("other", 100) == ()
     await store.evict("other", 0, now_s=10)
     assert await store.read(KEY) is not None
 
@@ -92,11 +92,19 @@ async def test_summaries_come_last_used_first_without_uncommitted_sessions(store
     for session_id, used_s in (("old", 1), ("seen-new", 3), ("middle", 2)):
         await put(store, session_id, used_s)
     await store.update(SessionKey("tenant", "pending"), lambda before: StoredSession(9, lease=Lease("token", 99)))
-    assert await store.summaries("tenant") == tuple(
+    assert await store.summaries("tenant", 100) == tuple(
         told(session_id, 0).summary for session_id in ("seen-new", "middle", "old")
     )
     await put(store, "old", 4)
-    assert [summary.session_id for summary in await store.summaries("tenant")] == ["old", "seen-new", "middle"]
+    assert [summary.session_id for summary in await store.summaries("tenant", 100)] == ["old", "seen-new", "middle"]
+
+
+async def test_summaries_are_limited_to_those_used_last(store: SessionStore) -> None:
+    for used_s in (1, 3, 2):
+        await put(store, f"used-{used_s}", used_s)
+    await store.update(SessionKey("tenant", "pending"), lambda before: StoredSession(9, lease=Lease("token", 99)))
+    for limit, expected in ((2, ["used-3", "used-2"]), (3, ["used-3", "used-2", "used-1"]), (0, []), (-1, [])):
+        assert [summary.session_id for summary in await store.summaries("tenant", limit)] == expected
 
 
 async def test_eviction_takes_the_longest_unused_that_nobody_holds(store: SessionStore) -> None:
@@ -106,9 +114,9 @@ async def test_eviction_takes_the_longest_unused_that_nobody_holds(store: Sessio
         await put(store, f"used-{used_s}", used_s)
     assert await store.evict("tenant", 5, now_s=10) == 0
     assert await store.evict("tenant", 3, now_s=10) == 2
-    assert [summary.session_id for summary in await store.summaries("tenant")] == ["used-5", "used-4", "held"]
+    assert [summary.session_id for summary in await store.summaries("tenant", 100)] == ["used-5", "used-4", "held"]
     assert await store.evict("tenant", 0, now_s=10) == 2
-    assert [summary.session_id for summary in await store.summaries("tenant")] == ["held"]
+    assert [summary.session_id for summary in await store.summaries("tenant", 100)] == ["held"]
 
 
 async def test_counts(store: SessionStore) -> None:

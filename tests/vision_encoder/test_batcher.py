@@ -14,16 +14,22 @@ from vision_encoder.bench import PATIENCE_S
 from deployments.errors import InvalidImage, Overloaded, PartUnavailable
 from deployments.metrics import Metrics
 from deployments.models.family import Pixels
-from deployments.vision_encoder.batcher import Batcher, Pace, blame
+from deployments.vision_encoder.batcher import Batcher, Pace, blame, num_that_fit
 from deployments.vision_encoder.cache import Features, freeze
 
+MAX_PATCHES = 100
 
-def pixels(number: int) -> Pixels:
-    return Pixels({"number": np.array(number)}, cost=1, num_tokens=1)
+
+def pixels(number: int, cost: int = 1) -> Pixels:
+    return Pixels({"number": np.array(number)}, cost, num_tokens=1)
+
+
+class AcceleratorError(RuntimeError):
+    """As torch calls a device that has failed."""
 
 
 class StoppableTower:
-    """Squares numbers, refuses 13, and shows the batches it got."""
+    """Squares numbers, refuses 13, dies in its own ways of 99 and 666, and shows the batches it got."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -37,6 +43,10 @@ class StoppableTower:
         assert self.gate.wait(PATIENCE_S)
         if 13 in numbers:
             raise ValueError("unlucky")
+        if 99 in numbers:
+            raise AcceleratorError("misaligned address")
+        if 666 in numbers:
+            raise SystemExit
         return [freeze(np.full((1, 1), number**2, np.float32), "float32") for number in numbers]
 
 
@@ -52,7 +62,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def batcher(tower: StoppableTower, metrics: Metrics) -> Iterator[Batcher]:
-    batcher = Batcher(tower, 4, metrics)
+    batcher = Batcher(tower, 4, MAX_PATCHES, metrics)
     yield batcher
     tower.gate.set()
     batcher.close()
@@ -84,6 +94,32 @@ def test_what_gathered_meanwhile_goes_together(batcher: Batcher, tower: Stoppabl
     assert tower.batches == [[0], [1, 2, 3, 4], [5, 6]]
     assert metrics.snapshot() == {"vision_encoder_tower_batches": 3, "vision_encoder_tower_images": 7}
     assert batcher.pace.seconds_per_image > 0
+
+
+@pytest.mark.parametrize(
+    ("costs", "num_images"),
+    [
+        ([], 0),
+        ([1, 1], 2),
+        ([1] * 6, 4),
+        ([60, 40, 1], 2),  # just full
+        ([60, 41, 1], 1),  # in order: the small one behind it does not overtake
+        ([99, 1, 1], 2),
+        ([500, 1], 1),  # alone it may be larger
+        ([1, 500], 1),
+    ],
+)
+def test_how_many_pictures_make_a_batch(costs: list[int], num_images: int) -> None:
+    assert num_that_fit(costs, 4, MAX_PATCHES) == num_images
+
+
+def test_batches_stay_within_their_patches(batcher: Batcher, tower: StoppableTower) -> None:
+    hold(batcher, tower)
+    costs = {1: 50, 2: 50, 3: 10, 4: 500, 5: 10, 6: 91}
+    jobs = [batcher.submit(pixels(number, cost)) for number, cost in costs.items()]
+    tower.gate.set()
+    assert [value(job.future) for job in jobs] == [1, 4, 9, 16, 25, 36]
+    assert tower.batches == [[0], [1, 2], [3], [4], [5], [6]]
 
 
 def test_only_the_guilty_fails(batcher: Batcher, tower: StoppableTower, metrics: Metrics) -> None:
@@ -125,7 +161,7 @@ def test_closing_refuses_what_waits_and_finishes_what_runs(batcher: Batcher, tow
     closing = threading.Thread(target=batcher.close)
     closing.start()
     with batcher._changed:
-        assert batcher._changed.wait_for(lambda: batcher._is_closed, PATIENCE_S)
+        assert batcher._changed.wait_for(lambda: batcher.closing is not None, PATIENCE_S)
     tower.gate.set()
     closing.join(PATIENCE_S)
     assert not closing.is_alive()
@@ -151,12 +187,47 @@ def test_nobody_waits_for_a_thread_that_cannot_start(
         raise ImportError("no torch")
         yield
 
-    batcher = Batcher(tower, 4, metrics, broken)
+    batcher = Batcher(tower, 4, MAX_PATCHES, metrics, broken)
     job = batcher.submit(pixels(1))
     started.set()
     with pytest.raises(PartUnavailable, match="stopped"):
         job.future.result(PATIENCE_S)
     assert died.wait(PATIENCE_S)
+    assert batcher.closing == "the thread of a vision tower has ended"
+
+
+def test_a_thread_that_dies_answers_everybody(
+    batcher: Batcher, tower: StoppableTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda args: died.set())
+    assert batcher.closing is None
+    hold(batcher, tower)
+    jobs = [batcher.submit(pixels(number)) for number in (1, 2, 3, 666, 4)]
+    tower.gate.set()
+    for job in jobs:
+        with pytest.raises(PartUnavailable, match="stopped"):
+            job.future.result(PATIENCE_S)
+    assert died.wait(PATIENCE_S)
+    assert batcher.closing == "the thread of a vision tower has ended"
+    with pytest.raises(PartUnavailable, match="stopped"):
+        batcher.submit(pixels(5))
+
+
+def test_a_device_that_failed_ends_it(batcher: Batcher, tower: StoppableTower) -> None:
+    hold(batcher, tower)
+    jobs = [batcher.submit(pixels(number)) for number in (1, 2, 3, 99, 4)]
+    tower.gate.set()
+    with pytest.raises(PartUnavailable, match="the vision tower's device failed"):
+        jobs[3].future.result(PATIENCE_S)
+    assert batcher.closing == "the device of a vision tower failed for good"
+    assert "misaligned address" in batcher.fault
+    with pytest.raises(PartUnavailable, match="stopped"):
+        jobs[4].future.result(PATIENCE_S)
+    with pytest.raises(PartUnavailable, match="stopped"):
+        batcher.submit(pixels(5))
+    batcher.close()
+    assert batcher.closing == "the device of a vision tower failed for good"
 
 
 def test_the_thread_works_inside_its_context(tower: StoppableTower, metrics: Metrics) -> None:
@@ -168,7 +239,7 @@ def test_the_thread_works_inside_its_context(tower: StoppableTower, metrics: Met
         yield
         names.append("left")
 
-    batcher = Batcher(tower, 4, metrics, context)
+    batcher = Batcher(tower, 4, MAX_PATCHES, metrics, context)
     batcher.close()
     assert names == ["tower", "left"]
 

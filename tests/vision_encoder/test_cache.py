@@ -126,6 +126,9 @@ class FailingDisk:
     def put(self, key: str, value: bytes) -> None:
         raise OSError("disk on fire")
 
+    def delete(self, key: str) -> bool:
+        raise OSError("disk on fire")
+
     def __len__(self) -> int:
         raise OSError("disk on fire")
 
@@ -141,6 +144,9 @@ async def test_a_failing_disk_is_counted_and_logged_and_nothing_more(caplog: pyt
     disk = (await cache.statistics())["disk"]
     assert (disk["read_failed"], disk["write_failed"], disk["entries"]) == (1, 1, None)
     assert "disk on fire" in caplog.text
+    await cache.drop(["key"])
+    assert cache.in_memory("key") is None
+    assert (await cache.statistics())["disk"]["write_failed"] == 2
     await cache.close()
 
 
@@ -162,6 +168,18 @@ async def test_closing_writes_what_is_pending(tmp_path: Path) -> None:
     assert found is not None
     assert found.array[0, 0] == 7
     await again.close()
+
+
+@pytest.mark.parametrize("has_disk", [True, False])
+async def test_what_is_dropped_is_gone_from_both_levels(tmp_path: Path, has_disk: bool) -> None:
+    cache = FeatureCache(10_000, open_bytes_cache(tmp_path) if has_disk else None)
+    for key in ("a", "b", "c"):
+        cache.add(key, features())
+    await cache.drop(["a", "c", "never seen"])  # while they are still being written
+    assert [key for key in "abc" if cache.in_memory(key)] == ["b"]
+    assert [key for key in "ac" if await cache.on_disk(key)] == []
+    await cache.close()
+    assert open_bytes_cache(tmp_path).keys() == (["b"] if has_disk else [])
 
 
 async def test_two_caches_share_a_folder(tmp_path: Path) -> None:

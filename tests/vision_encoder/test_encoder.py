@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import sqlite3
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vision_encoder.bench import FakePreprocessor, FakeTower, OpenBench, png, until, until_true
+from vision_encoder.bench import Bench, FakePreprocessor, FakeTower, OpenBench, png, until, until_true
 
+from deployments.bytes_cache import open_bytes_cache
 from deployments.errors import (
     DeadlineExceeded,
     ImageNotFound,
@@ -22,7 +24,7 @@ from deployments.errors import (
     UnknownModel,
 )
 from deployments.images.stores.memory import MemoryImageStore
-from deployments.types import StoredImage
+from deployments.types import ImageRef, StoredImage
 from deployments.vision_encoder.towers import LoadedTower
 
 
@@ -141,6 +143,107 @@ async def test_a_tenant_cannot_name_the_picture_of_another(open_bench: OpenBench
     with pytest.raises(ImageNotFound):
         await bench.encoder.encode(stolen)
     assert bench.tower.batches == [1]
+
+
+class SlowToFind(MemoryImageStore):
+    """Holds those who look for a picture."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(max_bytes)
+        self.gate = asyncio.Event()
+        self.num_waiting = 0
+
+    async def find(self, tenant: str, image_id: str) -> ImageRef:
+        self.num_waiting += 1
+        await self.gate.wait()
+        return await super().find(tenant, image_id)
+
+
+async def keys_on_disk(bench: Bench, folder: Path) -> list[str]:
+    await until_true(lambda: bench.encoder._cache._num_pending_writes == 0)
+    cache = open_bytes_cache(folder / "features")
+    keys = cache.keys()
+    cache.close()
+    return keys
+
+
+async def test_nobody_is_told_of_a_deleted_picture(open_bench: OpenBench, tmp_path: Path) -> None:
+    bench = open_bench({"a": loaded(), "b": loaded(tower="u")})
+    deleted, kept = [await bench.add(png(red)) for red in (1, 2)]
+    for model in ("a", "b"):
+        for request in (deleted, kept):
+            await bench.encoder.encode(dataclasses.replace(request, model=model))
+    assert len(await keys_on_disk(bench, tmp_path)) == 4
+    await bench.images.delete("t", deleted.image.id)
+    with pytest.raises(ImageNotFound):
+        await bench.encoder.encode(deleted)
+    assert len(await keys_on_disk(bench, tmp_path)) == 2
+    assert (await bench.encoder.statistics())["cache"]["memory"]["entries"] == 2
+    assert (await bench.encoder.encode(kept)).source == "memory"
+    assert bench.count("requests.image_not_found") == 1
+    await bench.add(png(1))
+    assert (await bench.encoder.encode(deleted)).source == "tower"
+
+
+async def test_a_picture_deleted_while_nobody_ran_is_not_taken_from_disk(open_bench: OpenBench, tmp_path: Path) -> None:
+    bench = open_bench()
+    request = await bench.add(png(1))
+    await bench.encoder.encode(request)
+    await bench.encoder.close()
+    await bench.images.delete("t", request.image.id)
+    restarted = open_bench(images=bench.images)
+    with pytest.raises(ImageNotFound):
+        await restarted.encoder.encode(request)
+    assert await keys_on_disk(restarted, tmp_path) == []
+
+
+async def test_a_picture_deleted_while_it_is_looked_at_is_not_kept(open_bench: OpenBench, tmp_path: Path) -> None:
+    bench = open_bench()
+    request = await bench.add(png(1))
+    bench.tower.gate.clear()
+    first = asyncio.create_task(bench.encoder.encode(request))
+    await until(bench.tower.entered)
+    await bench.images.delete("t", request.image.id)
+    with pytest.raises(ImageNotFound):
+        await bench.encoder.encode(request)
+    bench.tower.gate.set()
+    assert (await first).source == "tower"  # it had asked before
+    assert await keys_on_disk(bench, tmp_path) == []
+    assert (await bench.encoder.statistics())["cache"]["memory"]["entries"] == 0
+
+
+async def test_a_refusal_of_a_deleted_picture_is_forgotten(open_bench: OpenBench) -> None:
+    bench = open_bench()
+    bench.tower.poison = {3.0}
+    request = await bench.add(png(3))
+    with pytest.raises(InvalidImage):
+        await bench.encoder.encode(request)
+    await bench.images.delete("t", request.image.id)
+    with pytest.raises(ImageNotFound):
+        await bench.encoder.encode(request)
+    assert (await bench.encoder.statistics())["refused"] == 0
+
+
+async def test_looking_for_the_picture_is_within_the_deadline(open_bench: OpenBench) -> None:
+    images = SlowToFind(10**6)
+    bench = open_bench(images=images)
+    with pytest.raises(DeadlineExceeded, match=r"0\.01 s"):
+        await bench.encoder.encode(await bench.add(png(1), timeout_s=0.01))
+    images.gate.set()
+    assert (await bench.encoder.encode(await bench.add(png(1)))).source == "tower"
+
+
+async def test_closing_while_a_picture_is_looked_for(open_bench: OpenBench) -> None:
+    images = SlowToFind(10**6)
+    bench = open_bench(images=images)
+    here, gone = [await bench.add(png(red)) for red in (1, 2)]
+    await images.delete("t", gone.image.id)
+    tasks = [asyncio.create_task(bench.encoder.encode(request)) for request in (here, gone)]
+    await until_true(lambda: images.num_waiting == 2)
+    await bench.encoder.close()
+    images.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [PartUnavailable, ImageNotFound]
 
 
 async def test_equal_pixels_in_another_shape_are_another_picture(open_bench: OpenBench) -> None:
@@ -307,6 +410,20 @@ async def test_closing_answers_those_who_wait(open_bench: OpenBench) -> None:
 # ------------------------------------------------------------------------------------- overload
 
 
+async def test_batches_stay_within_the_configured_patches(open_bench: OpenBench) -> None:
+    bench = open_bench(max_batch_patches=6)  # a picture costs 3 of them
+    requests = [await bench.add(png(red)) for red in range(6)]
+    bench.tower.gate.clear()
+    tasks = [asyncio.create_task(bench.encoder.encode(request)) for request in requests]
+    await until(bench.tower.entered)
+    (lane,) = bench.encoder._lanes
+    await until_true(lambda: lane.batcher.num_waiting + lane.batcher.num_running == 6)
+    bench.tower.gate.set()
+    await asyncio.gather(*tasks)
+    assert sum(bench.tower.batches) == 6
+    assert max(bench.tower.batches) == 2
+
+
 async def test_too_many_waiting_pictures_are_refused(open_bench: OpenBench) -> None:
     bench = open_bench(max_waiting_images=3, max_batch_images=1)
     requests = [await bench.add(png(red)) for red in range(6)]
@@ -436,10 +553,40 @@ async def test_the_machine_s_faults_are_not_blamed_on_the_picture(
     request = await bench.add(png(3))
     with pytest.raises(answer):
         await bench.encoder.encode(request)
-    (tower,) = (await bench.encoder.statistics())["towers"]
+    statistics = await bench.encoder.statistics()
+    (tower,) = statistics["towers"]
     assert bool(tower["fault"]) == (answer is PartUnavailable)
+    assert (statistics["closing"] is not None) == (answer is PartUnavailable)
+    assert (statistics["refused"], bench.tower.batches) == (0, [1])
+
+
+async def test_lack_of_memory_passes(open_bench: OpenBench) -> None:
+    bench = open_bench()
+    bench.tower.poison, bench.tower.error = {3.0}, MemoryError
+    request = await bench.add(png(3))
+    with pytest.raises(Overloaded):
+        await bench.encoder.encode(request)
     bench.tower.poison = set()
     assert (await bench.encoder.encode(request)).source == "tower"
+
+
+async def test_a_device_that_failed_is_told_to_whoever_can_replace_the_replica(open_bench: OpenBench) -> None:
+    bench = open_bench({"a": loaded(), "b": loaded(tower="u")})
+    seen = await bench.add(png(1), model="b")
+    await bench.encoder.encode(seen)
+    assert (await bench.encoder.statistics())["closing"] is None
+    broken = bench.towers["b"].tower
+    assert isinstance(broken, FakeTower)
+    broken.poison, broken.error = {3.0}, type("AcceleratorError", (RuntimeError,), {})
+    with pytest.raises(PartUnavailable, match="device failed"):
+        await bench.encoder.encode(await bench.add(png(3), model="b"))
+    assert (await bench.encoder.statistics())["closing"] == "the device of a vision tower failed for good"
+    broken.poison = set()
+    with pytest.raises(PartUnavailable, match="stopped") as caught:
+        await bench.encoder.encode(await bench.add(png(4), model="b"))
+    assert caught.value.retry_after_s
+    assert (await bench.encoder.encode(seen)).source == "memory"
+    assert (await bench.encoder.encode(await bench.add(png(3), model="a"))).source == "tower"
 
 
 async def test_a_tower_that_gives_the_wrong_shape(open_bench: OpenBench) -> None:
@@ -459,6 +606,28 @@ async def test_a_failing_image_store_is_unavailable(open_bench: OpenBench) -> No
         await bench.encoder.encode(await bench.add(png(1)))
 
 
+async def test_what_was_seen_survives_a_fault_of_the_image_store(open_bench: OpenBench) -> None:
+    """Not to know whether a picture is there is no deletion."""
+
+    class MoodyStore(MemoryImageStore):
+        is_broken = False
+
+        async def find(self, tenant: str, image_id: str) -> ImageRef:
+            if self.is_broken:
+                raise PartUnavailable("the image store cannot be read")
+            return await super().find(tenant, image_id)
+
+    images = MoodyStore(10**6)
+    bench = open_bench(images=images)
+    request = await bench.add(png(1))
+    await bench.encoder.encode(request)
+    images.is_broken = True
+    with pytest.raises(PartUnavailable, match="image store"):
+        await bench.encoder.encode(request)
+    images.is_broken = False
+    assert (await bench.encoder.encode(request)).source == "memory"
+
+
 # ------------------------------------------------------------------------------------- figures
 
 
@@ -469,6 +638,7 @@ async def test_statistics_can_be_read_at_three_in_the_morning(open_bench: OpenBe
         await bench.encoder.encode(request)
     await until_true(lambda: bench.encoder._cache._num_pending_writes == 0)
     statistics = json.loads(json.dumps(await bench.encoder.statistics()))
+    assert statistics["closing"] is None
     (tower,) = statistics["towers"]
     assert {key: tower[key] for key in ("models", "tower", "preprocessing", "width", "dtype", "device", "fault")} == {
         "models": ["a"],

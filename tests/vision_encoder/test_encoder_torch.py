@@ -12,13 +12,12 @@ import pytest
 from PIL import Image
 
 from deployments.config import RetinaConfig, parse_config
-from deployments.errors import ConfigError
 from deployments.images.check import check_image
 from deployments.images.decode import decode_picture
 from deployments.images.stores.memory import MemoryImageStore
 from deployments.types import EncodeRequest, ImageFeatures
 from deployments.vision_encoder.encoder import Encoder, open_encoder
-from deployments.vision_encoder.towers import resolve_device, resolve_dtype, to_features
+from deployments.vision_encoder.towers import to_features
 
 pytestmark = pytest.mark.torch
 
@@ -148,21 +147,3 @@ def test_features_own_their_memory() -> None:
     batch.zero_()
     assert features.array.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert features.array.base is None
-
-
-def test_auto_is_resolved() -> None:
-    import torch
-
-    has_cuda = torch.cuda.is_available()
-    assert resolve_device("auto") == ("cuda" if has_cuda else "cpu")
-    assert resolve_device("cpu") == "cpu"
-    assert [resolve_dtype("auto", device) for device in ("cpu", "cuda")] == ["float32", "bfloat16"]
-    assert resolve_dtype("float16", "cpu") == "float16"
-
-
-def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="set it to auto or cpu"):
-        resolve_device("cuda")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from deployments.errors import ImageNotFound
-from deployments.types import StoredImage
+from deployments.types import ImageRef, StoredImage
 
 
 class MemoryImageStore:
@@ -24,22 +24,32 @@ class MemoryImageStore:
             self._forget(next(iter(self._images)))
 
     async def get(self, tenant: str, image_id: str) -> StoredImage:
-        image = self._images.get((tenant, image_id))
-        if image is None:
-            raise ImageNotFound(f"no picture {image_id[:80]!r}", "image")
-        self._images.move_to_end((tenant, image_id))
-        return image
+        return self._use((tenant, image_id))
+
+    async def find(self, tenant: str, image_id: str) -> ImageRef:
+        return self._use((tenant, image_id)).ref
 
     async def delete(self, tenant: str, image_id: str) -> None:
         if not self._forget((tenant, image_id)):
-            raise ImageNotFound(f"no picture {image_id[:80]!r}", "image")
+            raise _not_found(image_id)
 
     def close(self) -> None:
         self._images.clear()
         self._num_bytes = 0
+
+    def _use(self, key: tuple[str, str]) -> StoredImage:
+        image = self._images.get(key)
+        if image is None:
+            raise _not_found(key[1])
+        self._images.move_to_end(key)
+        return image
 
     def _forget(self, key: tuple[str, str]) -> bool:
         image = self._images.pop(key, None)
         if image is not None:
             self._num_bytes -= len(image.data)
         return image is not None
+
+
+def _not_found(image_id: str) -> ImageNotFound:
+    return ImageNotFound(f"no picture {image_id[:80]!r}", "image")

@@ -3,42 +3,80 @@
 
 const byId = (id) => document.getElementById(id);
 const [messages, status, form, question, file] = ["messages", "status", "form", "question", "file"].map(byId);
+const [main, past, pending] = ["main", "past", "pending"].map(byId);
+const [preview, send, stop, drop] = ["preview", "send", "stop", "drop"].map(byId);
 const SESSION = "retina.session_id";
 let picture = null; // the File that goes with the next question
 let running = null; // the AbortController of the answer under way
+let isAtEnd = true; // not so once a reader has scrolled up: then new text does not pull the page down
+let lastTop = 0;
 
 function say(text, isBad = false) {
   status.textContent = text;
   status.classList.toggle("bad", isBad);
 }
 
-function addMessage(role, text, note = "") {
-  const item = document.createElement("li");
-  const speaker = Object.assign(document.createElement("span"), { className: "unseen" });
-  speaker.textContent = role === "user" ? "You: " : "Retina: ";
-  const body = document.createElement("span");
-  body.textContent = text;
-  item.className = role;
-  item.append(speaker);
-  if (note) {
-    const line = Object.assign(document.createElement("div"), { className: "note" });
-    line.textContent = note;
-    item.append(line);
-  }
-  item.append(body);
-  messages.append(item);
-  item.scrollIntoView({ block: "end" });
+function make(tag, className, text = "") {
+  const element = document.createElement(tag);
+  element.className = className;
+  element.textContent = text;
+  return element;
+}
+
+function makeMessage(role, text, note = "") {
+  const item = make("article", role);
+  const body = make("div", "text", text);
+  body.dir = "auto";
+  item.append(make("h2", "", role === "user" ? "You" : "Retina"), body);
+  if (note) item.append(make("p", "note", note));
   return { item, body };
 }
 
+function makePicture(image) {
+  const shown = Object.assign(make("img", ""), { alt: "The picture of this question", src: URL.createObjectURL(image) });
+  shown.onload = () => URL.revokeObjectURL(shown.src);
+  shown.onerror = () => shown.replaceWith(make("p", "note", "with a picture"));
+  return shown;
+}
+
+function showWelcome() {
+  byId("welcome").hidden = main.querySelector("article") !== null;
+}
+
+function usageLine({ model_used: model, usage, timings, finish_reason: reason }) {
+  const seconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+  const pictures = usage.image_tokens ? `, ${usage.image_tokens} of them for pictures` : "";
+  return [
+    model,
+    `${usage.prompt_tokens} tokens read${pictures}`,
+    usage.reused_tokens && `${usage.reused_tokens} reused`,
+    `${usage.completion_tokens} written`,
+    `first after ${seconds(timings.first_token_ms)}`,
+    `done after ${seconds(timings.first_token_ms + timings.decode_ms)}`,
+    reason === "length" && "cut off at the length limit",
+  ].filter(Boolean).join(" · ");
+}
+
 function choosePicture(chosen) {
-  if (chosen && !chosen.type.startsWith("image/")) return say(`${chosen.name} is not a picture.`, true);
-  if (byId("preview").src) URL.revokeObjectURL(byId("preview").src);
+  if (chosen && !chosen.type.startsWith("image/")) return say(`“${chosen.name}” is not a picture.`, true);
+  if (preview.src) URL.revokeObjectURL(preview.src);
   picture = chosen;
   file.value = "";
-  byId("picture").hidden = !chosen;
-  if (chosen) byId("preview").src = URL.createObjectURL(chosen);
-  else byId("preview").removeAttribute("src");
+  byId("picture").hidden = preview.hidden = !chosen;
+  byId("name").textContent = chosen?.name ?? "";
+  say("");
+  if (!chosen) return preview.removeAttribute("src");
+  preview.src = URL.createObjectURL(chosen);
+  question.focus();
+}
+
+function toggleBusy(isBusy) {
+  const active = document.activeElement;
+  send.hidden = isBusy;
+  stop.hidden = !isBusy;
+  byId("new").disabled = isBusy;
+  if (active === send) stop.focus();
+  else if (active === stop) (matchMedia("(pointer: coarse)").matches ? send : question).focus();
 }
 
 // The events of a text/event-stream body: [name, data] each.
@@ -48,8 +86,7 @@ async function* eventsOf(body) {
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
-    text += value;
-    const blocks = text.split("\n\n");
+    const blocks = (text + value).split("\n\n");
     text = blocks.pop();
     for (const block of blocks) {
       const lines = block.split("\n");
@@ -59,86 +96,97 @@ async function* eventsOf(body) {
   }
 }
 
+// An error's message as a sentence; the log has the details of an internal one under its request id.
+const wordsOf = ({ code, message, request_id: id }) =>
+  message.charAt(0).toUpperCase() + message.slice(1) + (code === "internal_error" ? ` (${id})` : "");
+
 async function request(path, options) {
-  const response = await fetch(path, options);
+  const response = await fetch(path, options).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("The server cannot be reached.");
+  });
   if (response.ok) return response;
   const reply = await response.json().catch(() => null);
-  const failure = new Error(reply?.error?.message ?? `The server answered ${response.status}.`);
-  throw Object.assign(failure, { status: response.status });
+  const words = reply?.error ? wordsOf(reply.error) : `The server answered ${response.status}.`;
+  throw Object.assign(new Error(words), { status: response.status });
 }
 
-async function ask(text, image) {
+// Streams the answer into `body`; returns the data of `done`.
+async function ask(text, image, body) {
   const data = new FormData();
-  data.set("message", text);
-  data.set("stream", "true");
-  const session = localStorage.getItem(SESSION);
-  if (session) data.set("session_id", session);
-  if (image) data.set("image", image);
+  const fields = { message: text, stream: "true", session_id: localStorage.getItem(SESSION), image };
+  for (const [name, value] of Object.entries(fields)) if (value) data.set(name, value);
   const response = await request("chat", { method: "POST", body: data, signal: running.signal });
-  const answer = addMessage("assistant", "");
-  answer.item.setAttribute("aria-busy", "true"); // read out when it is whole, not word by word
   try {
     for await (const [name, event] of eventsOf(response.body)) {
-      if (name === "chunk") answer.body.textContent += event.text;
-      if (name === "done") return localStorage.setItem(SESSION, event.session_id);
-      if (name === "error") throw new Error(event.error.message);
-      answer.item.scrollIntoView({ block: "end" });
+      if (name === "chunk") { body.textContent += event.text; say(""); }
+      if (name === "done") return event;
+      if (name === "error") throw new Error(wordsOf(event.error));
     }
-    throw new Error("The connection broke off.");
   } catch (error) {
-    answer.item.remove();
-    throw error;
-  } finally {
-    answer.item.removeAttribute("aria-busy");
+    if (!(error instanceof TypeError)) throw error; // a TypeError is the network's
   }
+  throw new Error("The connection broke off.");
 }
 
 async function submit() {
   const text = question.value.trim();
-  if (running || !text) return;
+  if (running) return;
+  if (!text) return say("Write a question first.", true);
   const image = picture;
-  const mine = addMessage("user", text);
-  if (image) {
-    const shown = Object.assign(document.createElement("img"), { alt: "Your picture", src: URL.createObjectURL(image) });
-    shown.onload = () => URL.revokeObjectURL(shown.src);
-    mine.item.append(shown);
-  }
+  const mine = makeMessage("user", text);
+  const answer = makeMessage("assistant", "");
+  if (image) mine.item.append(makePicture(image));
+  question.value = "";
+  choosePicture(null);
   running = new AbortController();
+  messages.append(mine.item);
+  pending.append(answer.item);
   toggleBusy(true);
+  showWelcome();
+  isAtEnd = true;
+  say(image ? "Looking at the picture…" : "Thinking…");
   try {
-    await ask(text, image);
-    question.value = "";
-    choosePicture(null);
-    say("");
+    const done = await ask(text, image, answer.body);
+    localStorage.setItem(SESSION, done.session_id);
+    answer.item.append(make("p", "note", usageLine(done)));
+    messages.append(answer.item);
   } catch (error) {
-    mine.item.remove(); // the session is as it was; the question stays in its box
-    say(error.name === "AbortError" ? "Stopped." : error.message, error.name !== "AbortError");
+    // The session is as it was: the question goes back to its box.
+    question.value = [text, question.value].filter(Boolean).join("\n");
+    if (image && !picture) choosePicture(image);
+    const isStopped = error.name === "AbortError";
+    if (isStopped && answer.body.textContent) {
+      for (const { item } of [mine, answer]) item.classList.add("dropped");
+      answer.item.append(make("p", "note", "Stopped: not part of the conversation."));
+      messages.append(answer.item);
+    } else {
+      mine.item.remove();
+      answer.item.remove();
+    }
+    say(isStopped ? "Stopped. Your question is back in its box." : error.message, !isStopped);
   } finally {
     running = null;
     toggleBusy(false);
-    question.focus();
+    showWelcome();
   }
-}
-
-function toggleBusy(isBusy) {
-  byId("send").hidden = isBusy;
-  byId("stop").hidden = !isBusy;
-  byId("new").disabled = isBusy;
-  if (isBusy) say("Looking and thinking…");
 }
 
 async function showHistory() {
   const session = localStorage.getItem(SESSION);
-  if (!session) return;
   try {
+    if (!session) return;
     const reply = await (await request(`chat/history/${encodeURIComponent(session)}`)).json();
-    for (const { role, content } of reply.history) {
+    if (localStorage.getItem(SESSION) !== session) return; // a new chat was begun meanwhile
+    const items = reply.history.map(({ role, content }) => {
       const text = content.filter((part) => part.type === "text").map((part) => part.text).join("");
-      addMessage(role, text, content.some((part) => part.type === "image") ? "(with a picture)" : "");
-    }
+      return makeMessage(role, text, content.some((part) => part.type === "image") ? "with a picture" : "").item;
+    });
+    past.append(...items);
   } catch (error) {
     if (error.status !== 404) return say(error.message, true);
     localStorage.removeItem(SESSION); // it was deleted, or was the longest unused
+  } finally {
+    showWelcome();
   }
 }
 
@@ -148,25 +196,41 @@ question.addEventListener("keydown", (event) => {
   event.preventDefault();
   form.requestSubmit();
 });
+for (const id of ["choose", "zone"]) byId(id).addEventListener("click", () => file.click());
 file.addEventListener("change", () => file.files[0] && choosePicture(file.files[0]));
-byId("remove").addEventListener("click", () => choosePicture(null));
-byId("stop").addEventListener("click", () => running?.abort());
+preview.addEventListener("error", () => {
+  preview.hidden = true;
+  if (picture && !status.textContent) say(`“${picture.name}” cannot be shown here.`, true);
+});
+byId("remove").addEventListener("click", () => { choosePicture(null); question.focus(); });
+stop.addEventListener("click", () => running?.abort());
+document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
 byId("new").addEventListener("click", () => {
   localStorage.removeItem(SESSION);
-  messages.replaceChildren();
+  for (const part of [past, messages]) part.replaceChildren();
   choosePicture(null);
-  say("");
+  showWelcome();
   question.focus();
 });
-document.addEventListener("paste", (event) => {
-  const pasted = [...event.clipboardData.files].find((f) => f.type.startsWith("image/"));
-  if (pasted) choosePicture(pasted);
+document.addEventListener("paste", ({ clipboardData: { files } }) => {
+  if (files.length) choosePicture([...files].find((f) => f.type.startsWith("image/")) ?? files[0]);
 });
-document.addEventListener("dragover", (event) => { event.preventDefault(); form.classList.add("over"); });
-document.addEventListener("dragleave", () => form.classList.remove("over"));
+const hasFiles = (event) => event.dataTransfer.types.includes("Files"); // other things may be dropped into the box
+document.addEventListener("dragover", (event) => {
+  drop.hidden = !hasFiles(event);
+  if (!drop.hidden) event.preventDefault();
+});
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.hidden = true; });
 document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  form.classList.remove("over");
+  drop.hidden = true;
+  if (hasFiles(event)) event.preventDefault();
   if (event.dataTransfer.files[0]) choosePicture(event.dataTransfer.files[0]);
 });
+main.addEventListener("scroll", () => {
+  const isNear = main.scrollHeight - main.scrollTop - main.clientHeight < 40;
+  isAtEnd = isNear || (isAtEnd && main.scrollTop >= lastTop);
+  lastTop = main.scrollTop;
+});
+const sizes = new ResizeObserver(() => { if (isAtEnd) main.scrollTop = main.scrollHeight; });
+for (const part of [main, past, messages, pending]) sizes.observe(part);
 showHistory();

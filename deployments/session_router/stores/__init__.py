@@ -66,8 +66,8 @@ class SessionStore(Protocol):
         """
         ...
 
-    async def summaries(self, tenant: str) -> tuple[SessionSummary, ...]:
-        """Of all sessions with a committed turn, last used first."""
+    async def summaries(self, tenant: str, limit: int) -> tuple[SessionSummary, ...]:
+        """Of sessions with a committed turn, last used first, at most `limit`; below 0 is as 0."""
         ...
 
     async def evict(self, tenant: str, max_sessions: int, now_s: float) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from deployments.errors import PartUnavailable, StartupError
+from deployments.private_folder import make_private_folder
 from deployments.session_router.stores import Change, Lease, SessionCounts, SessionKey, StoredSession
 from deployments.types import SessionSummary
 
@@ -57,11 +58,11 @@ INSERT OR REPLACE INTO session
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 DELETE = "DELETE FROM session WHERE tenant = ? AND session_id = ?"
+# max(0, …), here and below: a negative LIMIT means no limit.
 SUMMARIES = """
 SELECT session_id, length, has_image, model, updated
-FROM session WHERE tenant = ? AND length IS NOT NULL ORDER BY used_s DESC
+FROM session WHERE tenant = ? AND length IS NOT NULL ORDER BY used_s DESC LIMIT max(0, ?)
 """
-# max(0, …): a negative LIMIT means no limit.
 EVICT = """
 DELETE FROM session WHERE rowid IN (
     SELECT rowid FROM session WHERE tenant = :tenant AND (lease_until_s IS NULL OR lease_until_s <= :now_s)
@@ -92,8 +93,8 @@ class DiskSessionStore:
     async def update(self, key: SessionKey, decide: Callable[[StoredSession | None], StoredSession | None]) -> Change:
         return await self._run(lambda: self._update(key, decide))
 
-    async def summaries(self, tenant: str) -> tuple[SessionSummary, ...]:
-        return await self._run(lambda: self._summaries(tenant))
+    async def summaries(self, tenant: str, limit: int) -> tuple[SessionSummary, ...]:
+        return await self._run(lambda: self._summaries(tenant, limit))
 
     async def evict(self, tenant: str, max_sessions: int, now_s: float) -> int:
         parameters = {"tenant": tenant, "max_sessions": max_sessions, "now_s": now_s}
@@ -130,8 +131,8 @@ class DiskSessionStore:
         row = self._database.execute(SELECT, (key.tenant, key.session_id)).fetchone()
         return None if row is None else _from_row(key.session_id, row)
 
-    def _summaries(self, tenant: str) -> tuple[SessionSummary, ...]:
-        rows = self._database.execute(SUMMARIES, (tenant,))
+    def _summaries(self, tenant: str, limit: int) -> tuple[SessionSummary, ...]:
+        rows = self._database.execute(SUMMARIES, (tenant, limit))
         return tuple(
             SessionSummary(session_id, length, bool(has_image), model, updated)
             for session_id, length, has_image, model, updated in rows
@@ -174,7 +175,7 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
 def _open_database(folder: Path) -> sqlite3.Connection:
     path = folder / "sessions.sqlite"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(folder)
         os.chmod(folder, 0o700)
         database = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
         with _nobody_else_opening(folder):

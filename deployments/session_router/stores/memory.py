@@ -31,9 +31,9 @@ class MemorySessionStore:
             sessions[key.session_id] = after
         return Change(before, after)
 
-    async def summaries(self, tenant: str) -> tuple[SessionSummary, ...]:
+    async def summaries(self, tenant: str, limit: int) -> tuple[SessionSummary, ...]:
         newest_first = sorted(self._tenants[tenant].values(), key=lambda stored: stored.used_s, reverse=True)
-        return tuple(stored.summary for stored in newest_first if stored.summary)
+        return tuple(stored.summary for stored in newest_first if stored.summary)[: max(0, limit)]
 
     async def evict(self, tenant: str, max_sessions: int, now_s: float) -> int:
         sessions = self._tenants[tenant]

@@ -1,0 +1,38 @@
+"""On which device a model's halves run here, and in which dtype: one answer for tower and language part."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from deployments.config import Dtype
+from deployments.errors import ConfigError
+from deployments.types import FeatureDtype
+
+Device = Literal["cpu", "cuda"]
+
+
+def resolve_device(device: Literal["auto"] | Device) -> Device:
+    """`auto` is cuda where this process sees one. Raises ConfigError when cuda is asked for and not there."""
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise ConfigError("device is cuda, but torch sees no CUDA device here; set it to auto or cpu", "device")
+    if device == "auto":
+        return "cuda" if has_cuda else "cpu"
+    return device
+
+
+def resolve_dtype(dtype: Dtype, device: Device) -> FeatureDtype:
+    """`auto` is bfloat16 where a GPU computes it natively, float16 on other GPUs, and float32 on a CPU.
+
+    A CPU with bfloat16 instructions would be faster in bfloat16, but its answers then differ from transformers' in
+    float32 now and then; who wants that says so in the configuration.
+    """
+    import torch
+
+    if dtype != "auto":
+        return dtype
+    if device == "cpu":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

@@ -1,0 +1,201 @@
+"""Ray handles as Protocols: what becomes of calls that Serve drops, refuses or loses, and who may cancel them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import ray.exceptions
+from ray.serve.exceptions import BackPressureError
+
+from deployments.errors import DeadlineExceeded, Overloaded, PartUnavailable, UnknownModel
+from deployments.handles import RayGenerator, RaySessionRouter, RayVisionEncoder, ray_errors_as_ours
+from deployments.types import (
+    Chunk,
+    EncodeRequest,
+    GenerateRequest,
+    ImageRef,
+    SamplingParams,
+    Turn,
+    TurnOutcome,
+    TurnRequest,
+)
+
+pytestmark = pytest.mark.ray
+
+OUTCOME = TurnOutcome(Turn("public", "s", "lease", "smolvlm", (), "key"), "answer")
+REQUEST = GenerateRequest("r", "public", (), SamplingParams(), 10, "session-key")
+IMAGE = ImageRef("a" * 64, 1, 1, 1, "image/png")
+
+
+class Response:
+    """A DeploymentResponse: awaited once, may be cancelled."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self.is_cancelled = False
+
+    def __await__(self) -> Any:
+        return self._work().__await__()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class Stream(Response):
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self._work()
+
+
+class Handle:
+    """Every method answers with the next of `works`; options are remembered."""
+
+    def __init__(self, *works: Callable[[], Any], kind: type[Response] = Response) -> None:
+        self._works = list(works)
+        self._kind = kind
+        self.responses: list[Response] = []
+        self.chosen: dict[str, Any] = {}
+
+    def options(self, **chosen: Any) -> Handle:
+        self.chosen = chosen
+        return self
+
+    def __getattr__(self, name: str) -> Handle:
+        return self
+
+    def remote(self, *args: object) -> Response:
+        self.responses.append(self._kind(self._works.pop(0)))
+        return self.responses[-1]
+
+
+def raising(error: BaseException) -> Callable[[], Any]:
+    async def work() -> None:
+        raise error
+
+    return work
+
+
+def giving(value: object) -> Callable[[], Any]:
+    async def work() -> object:
+        return value
+
+    return work
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+DROPPED = [
+    asyncio.CancelledError(),  # what Serve's handles raise for a call that Serve gave up by itself
+    ray.exceptions.RayActorError(),
+    ray.exceptions.ObjectLostError("00" * 28, None, ""),
+    ray.exceptions.OutOfMemoryError("killed"),
+    BackPressureError(num_queued_requests=5, max_queued_requests=4),
+]
+
+
+@pytest.mark.parametrize("error", DROPPED, ids=lambda error: type(error).__name__)
+async def test_a_finished_turn_is_stored_at_the_second_try(error: BaseException) -> None:
+    handle = Handle(raising(error), giving(4))
+    assert await RaySessionRouter(handle, 1).close_turn(OUTCOME) == 4
+    assert len(handle.responses) == 2
+
+
+async def test_storing_is_no_child_of_the_request() -> None:
+    request = contextvars.ContextVar("request", default="none")
+    request.set("a client's")
+    seen = []
+
+    async def look() -> int:
+        seen.append(request.get())
+        return 2
+
+    assert await RaySessionRouter(Handle(look), 1).close_turn(OUTCOME) == 2
+    assert seen == ["none"]
+
+
+async def test_a_call_that_we_cancel_is_cancelled_there_and_stays_cancelled() -> None:
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await never()
+
+    handle = Handle(work)
+    call = asyncio.create_task(RayVisionEncoder(handle).encode(EncodeRequest("public", "m", IMAGE, 30)))
+    await begun.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert handle.responses[0].is_cancelled
+    assert handle.chosen["session_id"] == IMAGE.id
+
+
+async def test_a_turn_that_is_granted_after_its_client_left_is_given_back() -> None:
+    granting, closed = asyncio.Event(), asyncio.Event()
+
+    async def grant() -> Turn:
+        await granting.wait()
+        return OUTCOME.turn
+
+    async def close() -> int:
+        closed.set()
+        return 0
+
+    handle = Handle(grant, close)
+    opening = asyncio.create_task(RaySessionRouter(handle, 1).open_turn(TurnRequest("r", "public", "s", "Hello")))
+    await asyncio.sleep(0.01)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    granting.set()
+    await asyncio.wait_for(closed.wait(), 5)
+
+
+async def test_a_callee_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.handles.HOP_ALLOWANCE_S", 0.01)
+    handle = Handle(never)
+    with pytest.raises(DeadlineExceeded, match="vision_encoder"):
+        await RayVisionEncoder(handle).encode(EncodeRequest("public", "m", IMAGE, 0.01))
+    assert handle.responses[0].is_cancelled
+
+
+async def test_leaving_a_stream_cancels_it_there() -> None:
+    async def chunks() -> AsyncIterator[Chunk]:
+        while True:
+            yield Chunk("word", 1)
+
+    handle = Handle(chunks, kind=Stream)
+    stream = RayGenerator(handle, "smolvlm").stream(REQUEST)
+    assert (await anext(stream)).text == "word"
+    await stream.aclose()
+    assert handle.responses[0].is_cancelled
+    assert handle.chosen == {"stream": True, "session_id": "session-key"}
+
+
+async def test_a_stream_that_serve_drops_says_so() -> None:
+    async def chunks() -> AsyncIterator[Chunk]:
+        yield Chunk("word", 1)
+        raise asyncio.CancelledError
+
+    stream = RayGenerator(Handle(chunks, kind=Stream), "smolvlm").stream(REQUEST)
+    await anext(stream)
+    with pytest.raises(PartUnavailable, match="generator-smolvlm"):
+        await anext(stream)
+
+
+def test_what_a_replica_raised_is_raised_here() -> None:
+    error = ray.exceptions.RayTaskError("open_turn", "traceback", UnknownModel("unknown model 'x'", "model"))
+    with pytest.raises(UnknownModel) as raised, ray_errors_as_ours("session_router"):
+        raise error.as_instanceof_cause()
+    assert raised.value.param == "model"
+
+
+def test_a_full_part_is_overloaded() -> None:
+    with pytest.raises(Overloaded) as raised, ray_errors_as_ours("vision_encoder"):
+        raise BackPressureError(num_queued_requests=5, max_queued_requests=4)
+    assert raised.value.retry_after_s

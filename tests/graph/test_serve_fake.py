@@ -1,0 +1,63 @@
+"""`make serve-fake`: the page and a streamed turn from one small process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def url(tmp_path: Path, unused_tcp_port: int) -> Iterator[str]:
+    config = yaml.safe_load((ROOT / "configs" / "fake.yaml").read_text())
+    config["applications"][0]["args"]["data_dir"] = str(tmp_path / "data")
+    path = tmp_path / "fake.yaml"
+    path.write_text(yaml.safe_dump(config))
+    words = ["serve", "--in-process", "--config", str(path), "--port", str(unused_tcp_port)]
+    program = [sys.executable, "-c", "from deployments.cli import main; main()", *words]
+    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        url = f"http://127.0.0.1:{unused_tcp_port}"
+        try:
+            _wait_for(url, process)
+            yield url
+        finally:
+            process.terminate()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the server ended by itself"
+        try:
+            httpx.get(f"{url}/readyz").raise_for_status()
+        except httpx.HTTPError:
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError("not ready within 60 s")
+
+
+def test_the_page_and_a_streamed_turn(url: str) -> None:
+    page = httpx.get(url)
+    assert page.headers["content-type"].startswith("text/html")
+    assert "Retina" in page.text
+    with httpx.stream("POST", f"{url}/chat", data={"message": "Hello there", "stream": "true"}) as reply:
+        lines = [line for line in reply.iter_lines() if line.startswith("event:")]
+    assert lines[0] == "event: start"
+    assert lines[-1] == "event: done"
+    assert lines.count("event: chunk") > 1
+
+
+def test_a_port_under_ray_is_refused_because_the_config_says_it() -> None:
+    program = [sys.executable, "-c", "from deployments.cli import main; main()", "serve", "--port", "9000"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "http_options.port" in done.stderr

@@ -1,0 +1,44 @@
+"""`auto` becomes what the machine can do, and what it cannot do is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from deployments.errors import ConfigError
+from deployments.models.placement import resolve_device, resolve_dtype
+
+pytestmark = pytest.mark.torch
+
+
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch, *, is_there: bool, has_bfloat16: bool = False) -> None:
+    import torch
+
+    def is_supported(*, including_emulation: bool) -> bool:
+        return including_emulation or has_bfloat16
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, is_there: bool) -> None:
+    pretend_cuda(monkeypatch, is_there=is_there)
+    assert resolve_device("auto") == ("cuda" if is_there else "cpu")
+    assert resolve_device("cpu") == "cpu"
+
+
+def test_cuda_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_cuda(monkeypatch, is_there=True)
+    assert resolve_device("cuda") == "cuda"
+    pretend_cuda(monkeypatch, is_there=False)
+    with pytest.raises(ConfigError, match="set it to auto or cpu") as caught:
+        resolve_device("cuda")
+    assert caught.value.param == "device"
+
+
+def test_auto_is_the_shortest_dtype_that_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_cuda(monkeypatch, is_there=True, has_bfloat16=True)
+    assert (resolve_dtype("auto", "cpu"), resolve_dtype("auto", "cuda")) == ("float32", "bfloat16")
+    pretend_cuda(monkeypatch, is_there=True, has_bfloat16=False)
+    assert (resolve_dtype("auto", "cpu"), resolve_dtype("auto", "cuda")) == ("float32", "float16")
+    assert (resolve_dtype("bfloat16", "cpu"), resolve_dtype("float32", "cuda")) == ("bfloat16", "float32")
