@@ -14,6 +14,7 @@ from generator.letters import (
     WIDTH,
     LetterEncoder,
     LetterPrompts,
+    Turnstile,
     WatchedLanguage,
     features_of,
 )
@@ -56,6 +57,12 @@ def language(llama: LlamaForCausalLM) -> WatchedLanguage:
     from deployments.models.llama import LlamaLanguage
 
     return WatchedLanguage(LlamaLanguage(llama))
+
+
+@pytest.fixture
+def turnstile(language: WatchedLanguage) -> Turnstile:
+    language.hook = Turnstile()
+    return language.hook
 
 
 @pytest.fixture

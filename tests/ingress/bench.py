@@ -1,8 +1,9 @@
-"""What the tests of the ingress work with: the app over real and fake parts, a real server, pictures, events."""
+"""What the tests of the ingress work with: the app over real and fake parts, a real server, pictures, events, turns."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import json
@@ -16,7 +17,9 @@ from fastapi import FastAPI
 from PIL import Image
 
 from deployments.config import RetinaConfig
-from deployments.ingress.turns import Turns
+from deployments.errors import SessionNotFound
+from deployments.ingress.tenants import PUBLIC_TENANT
+from deployments.ingress.turns import TurnEvent, TurnInput, Turns
 from deployments.session_router.service import Router
 from deployments.types import Json
 
@@ -82,6 +85,18 @@ def picture(format: str = "PNG", size: tuple[int, int] = (40, 30), mode: str = "
     return file.getvalue()
 
 
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+async def post_form(bench: Bench, fields: dict[str, object], image: bytes | None = None) -> httpx.Response:
+    """multipart/form-data, which httpx makes of `files` only."""
+    parts = [(name, (None, str(value))) for name, value in fields.items()]
+    if image is not None:
+        parts.append(("image", ("photo.bin", image)))  # type: ignore[arg-type]
+    return await bench.client.post("/chat", files=parts)
+
+
 def parse_events(body: str) -> Iterator[tuple[str, dict[str, object]]]:
     for block in body.strip().split("\n\n"):
         name, data = block.split("\n")
@@ -98,3 +113,22 @@ def error_of(reply: httpx.Response, status: int, code: str) -> dict[str, object]
     assert error["request_id"] == reply.headers["x-request-id"]
     assert len(error["message"]) < 1000
     return error
+
+
+def turn(text: str = "Hello", session_id: str | None = "s", **fields: object) -> TurnInput:
+    return TurnInput("r1", PUBLIC_TENANT, text, session_id, **fields)  # type: ignore[arg-type]
+
+
+async def collect(turns: Turns, asked: TurnInput) -> list[TurnEvent]:
+    return [event async for event in turns.stream(asked)]
+
+
+async def stored(bench: Bench) -> int:
+    try:
+        return len(await bench.router.history(PUBLIC_TENANT, "s"))
+    except SessionNotFound:
+        return 0
+
+
+async def open_turns(bench: Bench) -> object:
+    return (await bench.router.statistics())["open_turns"]

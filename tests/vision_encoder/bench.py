@@ -73,6 +73,10 @@ class FakeTower:
         return [pixels.tensors["rows"] + self.offset for pixels in batch]
 
 
+def loaded(preprocessing: str = "p", tower: str = "t", dtype: str = "float32", offset: float = 0.0) -> LoadedTower:
+    return LoadedTower(FakePreprocessor(preprocessing), FakeTower(tower, offset), dtype, "cpu")  # type: ignore[arg-type]
+
+
 async def until(semaphore: threading.Semaphore) -> None:
     """Wait for the next release, off the event loop."""
     assert await asyncio.to_thread(semaphore.acquire, True, PATIENCE_S)
