@@ -8,9 +8,8 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
-from deployments.capacity import Cluster, require_capacity, resolve_device, resolve_paths
+from deployments.capacity import require_capacity, require_shared_stores, resolve_device, resolve_paths
 from deployments.config import ReplicaConfig, RetinaConfig, parse_config, read_config
-from deployments.errors import ConfigError
 from deployments.generator.deployment import GeneratorReplica
 from deployments.handles import cluster_now
 from deployments.ingress.deployment import Ingress
@@ -20,6 +19,7 @@ from deployments.vision_encoder.deployment import VisionEncoderReplica
 STICKY = RequestRouterConfig(request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter")
 CONFIGS = Path(__file__).parent / "configs"
 HEALTH_CHECK_PERIOD_S = 2.0  # a killed replica is noticed, and begun anew, within this time
+ADMITTED_CALLS = 992  # at a time, of ingress and session_router, which mostly wait for others
 ROOM = 32  # calls beyond what a part admits: refusals and statistics must get through when it is full
 STORING_S = 40.0  # a turn whose answer is whole may take this much longer until it is stored
 
@@ -31,7 +31,7 @@ def build(args: dict[str, object] | RetinaConfig) -> Application:
     """
     config = resolve_paths(parse_config(args))
     cluster = cluster_now()
-    _require_shared_stores(config, cluster)
+    require_shared_stores(config, cluster)
     if cluster is not None:
         config = resolve_device(config, cluster)
         require_capacity(config, cluster)
@@ -47,7 +47,9 @@ def __getattr__(name: str) -> Application:
 
 
 def bind(config: RetinaConfig) -> Application:
-    router = _deployment(SessionRouterReplica, "session_router", config.session_router.replica, 30.0).bind(config)
+    router = _deployment(
+        SessionRouterReplica, "session_router", config.session_router.replica, STORING_S, admits=ADMITTED_CALLS
+    ).bind(config)
     section = config.vision_encoder
     encoder = _deployment(
         VisionEncoderReplica,
@@ -60,7 +62,8 @@ def bind(config: RetinaConfig) -> Application:
     generators = {
         model.name: _generator(config, model.name).bind(config, model.name, encoder) for model in config.models
     }
-    ingress = _deployment(Ingress, "ingress", config.ingress.replica, config.ingress.turn_timeout_s + STORING_S)
+    longest_turn_s = config.ingress.turn_timeout_s + STORING_S
+    ingress = _deployment(Ingress, "ingress", config.ingress.replica, longest_turn_s, admits=ADMITTED_CALLS)
     return ingress.bind(config, router, encoder, generators)
 
 
@@ -81,7 +84,7 @@ def _deployment(
     name: str,
     replica: ReplicaConfig,
     longest_request_s: float,  # a replica that is taken down finishes what it has, this long at most
-    admits: int = 0,  # requests that the part takes in before it answers 503 by itself
+    admits: int,  # requests that the part takes in before it answers 503 by itself
     routing: RequestRouterConfig | None = None,
 ) -> serve.Deployment:
     options: dict[str, object] = {"request_router_config": routing} if routing else {}
@@ -100,21 +103,3 @@ def _deployment(
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         **options,
     )
-
-
-def _require_shared_stores(config: RetinaConfig, cluster: Cluster | None) -> None:
-    """The parts are processes of their own here: what lives in one's memory the others never see."""
-    if config.images.store == "memory":
-        raise ConfigError("images.store: memory works in one process only; under Ray use disk", "images.store")
-    num_nodes = sum(node.num_cpus > 0 for node in cluster.nodes) if cluster else 1
-    if num_nodes > 1:
-        raise ConfigError(
-            f"the disk stores work on one node, and this cluster has {num_nodes}: every node would have sessions and "
-            "pictures of its own. Run Retina on a cluster of one node",
-            "data_dir",
-        )
-    if config.session_router.store == "memory" and config.session_router.replica.max_replicas > 1:
-        raise ConfigError(
-            "session_router.store: memory cannot be shared by several replicas; use disk, or max_replicas: 1",
-            "session_router.store",
-        )

@@ -119,6 +119,24 @@ def _needed(config: RetinaConfig) -> tuple[float, float]:
     return round(cpus, 6), round(gpus, 6)
 
 
+def require_shared_stores(config: RetinaConfig, cluster: Cluster | None) -> None:
+    """The parts are processes of their own here: what lives in one's memory the others never see."""
+    if config.images.store == "memory":
+        raise ConfigError("images.store: memory works in one process only; under Ray use disk", "images.store")
+    num_nodes = sum(node.num_cpus > 0 for node in cluster.nodes) if cluster else 1
+    if num_nodes > 1:
+        raise ConfigError(
+            f"the disk stores work on one node, and this cluster has {num_nodes}: every node would have sessions and "
+            "pictures of its own. Run Retina on a cluster of one node",
+            "data_dir",
+        )
+    if config.session_router.store == "memory" and config.session_router.replica.max_replicas > 1:
+        raise ConfigError(
+            "session_router.store: memory cannot be shared by several replicas; use disk, or max_replicas: 1",
+            "session_router.store",
+        )
+
+
 def resolve_device(config: RetinaConfig, cluster: Cluster) -> RetinaConfig:
     """`auto` becomes cuda where the models ask for GPU shares and the cluster has GPUs, else cpu without shares."""
     if config.device == "auto":

@@ -171,16 +171,35 @@ def serve(
         return
     if port is not None:
         raise typer.BadParameter("under Ray the port stands in the config: http_options.port", param_hint="--port")
-    _require_local_capacity(parsed)
+    _require_servable(parsed)
     os.execv(sys.executable, [sys.executable, "-m", "ray.serve.scripts", "run", str(config)])
 
 
-def _require_local_capacity(config: RetinaConfig) -> None:
-    """`serve run` itself would wait for ever. Only for a Ray that is going to start here, on this machine's cores."""
-    from deployments.capacity import Cluster, Node, require_cpus
+def _require_servable(config: RetinaConfig) -> None:
+    """What `graph.build` would refuse inside Ray, where `serve run` goes on waiting for ever."""
+    from deployments.capacity import Cluster, Node, require_cpus, require_shared_stores
 
-    if "RAY_ADDRESS" not in os.environ:
-        require_cpus(config, Cluster((Node(len(os.sched_getaffinity(0)), 0),)))
+    require_shared_stores(config, None)
+    if not _joins_a_cluster():
+        require_cpus(config, Cluster((Node(_num_cores(), 0),)))
+
+
+def _joins_a_cluster() -> bool:
+    """Whether `serve run` finds a Ray that is there, instead of starting one on this machine's cores."""
+    if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
+        return True
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray"
+    return any((place / "ray_current_cluster").exists() for place in (folder, folder.parent))
+
+
+def _num_cores() -> float:
+    """Cores that Ray will see: those this process may use, or the container's share of them."""
+    cores = float(len(os.sched_getaffinity(0)))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores  # no control group of the second version
+    return cores if quota == "max" else min(cores, max(int(quota) // int(period), 1))
 
 
 async def _serve_in_process(config: RetinaConfig, port: int) -> None:

@@ -67,7 +67,7 @@ class ImageConfig(Section):
 
 
 class IngressConfig(Section):
-    replica: ReplicaConfig = ReplicaConfig(num_cpus=0.2, max_ongoing_requests=512, max_queued_requests=256)
+    replica: ReplicaConfig = ReplicaConfig(num_cpus=0.2, max_queued_requests=256)
     max_body_bytes: int = Field(24_000_000, ge=1, description="of a request, picture and form together")
     max_message_chars: int = Field(16_000, ge=1, description="of one question")
     turn_timeout_s: float = Field(120, gt=0, description="open_turn to the last chunk")
@@ -77,7 +77,7 @@ class IngressConfig(Section):
 
 
 class SessionRouterConfig(Section):
-    replica: ReplicaConfig = ReplicaConfig(num_cpus=0.1, max_ongoing_requests=1024, max_queued_requests=1024)
+    replica: ReplicaConfig = ReplicaConfig(num_cpus=0.1, max_queued_requests=1024)
     store: Literal["disk", "memory"] = Field("disk", description="memory: lost at the end, one process only")
     max_messages: int = Field(20, ge=2, multiple_of=2, description="kept per session; the oldest exchange goes first")
     lease_s: float = Field(

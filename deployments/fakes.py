@@ -131,6 +131,10 @@ class FakeVisionEncoder:
     async def statistics(self) -> Json:
         return {"images": len(self._seen), **self._counts}
 
+    @property
+    def closing(self) -> None:
+        """It never fails."""
+
     async def close(self) -> None:
         """There is nothing to finish."""
 

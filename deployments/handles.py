@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import ray
@@ -30,6 +33,7 @@ from deployments.types import (
 )
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 RESTART_S = 5.0  # about how long a replica takes to come back
 STATISTICS_TIMEOUT_S = 5.0
 HOP_ALLOWANCE_S = 5.0  # the callee's own deadline should win; this one is for a callee that is gone
@@ -151,26 +155,29 @@ class RaySessionRouter:
         self._returning: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
     async def open_turn(self, request: TurnRequest) -> Turn:
-        """A caller that is cancelled leaves no lease behind: the call goes on, and what it was granted is given back.
+        """A call that ends without its reply (cancelled, timed out, its replica died) leaves no lease behind.
 
-        Cancelling the call instead could lose a grant whose reply is on its way, and close the session for lease_s.
+        The grant may be made all the same, so the lease is minted here and given back by its token.
         """
-        opening = asyncio.create_task(_outside_request(self._ask(self._handle.open_turn, request)))
+        session_id, lease = request.session_id or secrets.token_hex(16), secrets.token_hex(16)
+        request = replace(request, session_id=session_id, lease=lease)
         try:
-            turn: Turn = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            returning = asyncio.create_task(self._give_back(opening))
+            turn: Turn = await _outside_request(self._ask(self._handle.open_turn, request))
+        except (asyncio.CancelledError, PartUnavailable, DeadlineExceeded):
+            returning = asyncio.create_task(self._give_back(Turn(request.tenant, session_id, lease, "", (), "")))
             self._returning.add(returning)
             returning.add_done_callback(self._returning.discard)
             raise
         return turn
 
-    async def _give_back(self, opening: asyncio.Task[Turn]) -> None:
-        try:
-            turn = await opening
-        except RetinaError:
-            return  # nothing was granted, and nobody is left to be told why
-        await self.close_turn(TurnOutcome(turn, None))
+    async def _give_back(self, turn: Turn) -> None:
+        """Harmless when nothing was granted. Twice: the first may overtake a grant that is still being made."""
+        for wait_s in (0.0, self._timeout_s):
+            await asyncio.sleep(wait_s)
+            try:
+                await self.close_turn(TurnOutcome(turn, None))
+            except RetinaError as error:
+                logger.warning("session %s may stay busy until its lease expires: %s", turn.session_id, error)
 
     @ride_out_restart
     async def close_turn(self, outcome: TurnOutcome) -> int:
@@ -234,6 +241,9 @@ async def _or_error(ask: Callable[[], Awaitable[Json]]) -> Json:
         return await ask()
     except RetinaError as error:
         return {"error": {"code": error.code, "message": error.message}}
+    except ray.exceptions.RayTaskError as error:
+        logger.warning("a part failed to say how it is", exc_info=error)
+        return {"error": {"code": RetinaError.code, "message": "the part failed to say how it is; its log says why"}}
 
 
 def _state(answer: Json) -> bool | str:

@@ -166,6 +166,7 @@ class TurnRequest:
     text: str
     image: ImageRef | None = None  # replaces the session's picture
     model: str | None = None  # None: the session's model, or the default
+    lease: str | None = None  # minted by a caller who must be able to give it back without the reply; None: the router
 
 
 @dataclass(frozen=True, slots=True)

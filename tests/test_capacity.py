@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from deployments.capacity import Cluster, Node, capacity_table, require_capacity, resolve_device, resolve_paths
+from deployments.capacity import (
+    Cluster,
+    Node,
+    capacity_table,
+    require_capacity,
+    require_shared_stores,
+    resolve_device,
+    resolve_paths,
+)
 from deployments.config import RetinaConfig, parse_config
 from deployments.errors import ClusterTooSmall, ConfigError
 
@@ -100,3 +108,13 @@ def test_relative_folders_become_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     config = resolve_paths(parse_config({"models": models, "data_dir": "data"}))
     assert [model.checkpoint for model in config.models] == [str(tmp_path / "weights"), "owner/name"]
     assert os.path.isabs(config.data_dir)
+
+
+def test_memory_and_several_nodes_are_refused_where_parts_are_processes() -> None:
+    one, two = cluster((4, 0)), cluster((4, 0), (4, 0))
+    require_shared_stores(config_with(), one)
+    require_shared_stores(config_with(), cluster((0, 0), (4, 0)))  # a head without cores holds no replica
+    with pytest.raises(ConfigError, match="one node"):
+        require_shared_stores(config_with(), two)
+    with pytest.raises(ConfigError, match=r"images\.store"):
+        require_shared_stores(config_with(images={"store": "memory"}), None)

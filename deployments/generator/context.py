@@ -60,7 +60,7 @@ def fit_answer(prompt: Prompt, max_new_tokens: int, context_tokens: int) -> int:
     if num_tokens + 1 > context_tokens:
         num_images = prompt.num_image_tokens
         raise PromptTooLong(
-            f"without earlier messages the prompt still has {num_tokens} tokens ({num_images} image tokens + "
+            f"even without earlier messages the prompt has {num_tokens} tokens ({num_images} image tokens + "
             f"{num_tokens - num_images} text tokens); with at least 1 for the answer that exceeds this model's "
             f"context of {context_tokens} tokens",
             "message",

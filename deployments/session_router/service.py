@@ -68,7 +68,7 @@ class Router:
         Raises InvalidRequest, MessageTooLong, UnknownModel, SessionBusy, PartUnavailable.
         """
         key = self._check(request)
-        token = secrets.token_hex(16)
+        token = request.lease or secrets.token_hex(16)
         stored = await self._leases.take(key, token)
         try:
             turn = self._build_turn(request, key, token, stored)

@@ -27,9 +27,8 @@ class VisionEncoderReplica:
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises: a tower that failed for good answers nobody."""
-        reason = (await self._encoder.statistics()).get("closing")
-        if reason is not None:
-            raise PartUnavailable(str(reason))
+        if self._encoder.closing is not None:
+            raise PartUnavailable(self._encoder.closing)
 
     async def __del__(self) -> None:
         """Serve awaits this when it takes the replica down."""

@@ -9,6 +9,11 @@ from deployments.types import ImageStore, VisionEncoder
 
 
 class OpenVisionEncoder(VisionEncoder, Protocol):
+    @property
+    def closing(self) -> str | None:
+        """Why no new tower work is accepted any more; None while all is well."""
+        ...
+
     async def close(self) -> None:
         """Finish what is being written and end the threads."""
         ...

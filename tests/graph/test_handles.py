@@ -58,6 +58,7 @@ class Handle:
         self._kind = kind
         self.responses: list[Response] = []
         self.chosen: dict[str, Any] = {}
+        self.asked: list[tuple[Any, ...]] = []
 
     def options(self, **chosen: Any) -> Handle:
         self.chosen = chosen
@@ -67,6 +68,7 @@ class Handle:
         return self
 
     def remote(self, *args: object) -> Response:
+        self.asked.append(args)
         self.responses.append(self._kind(self._works.pop(0)))
         return self.responses[-1]
 
@@ -135,25 +137,32 @@ async def test_a_call_that_we_cancel_is_cancelled_there_and_stays_cancelled() ->
     assert handle.chosen["session_id"] == IMAGE.id
 
 
-async def test_a_turn_that_is_granted_after_its_client_left_is_given_back() -> None:
-    granting, closed = asyncio.Event(), asyncio.Event()
+@pytest.mark.parametrize("reply", ["cancelled by its client", "lost with the replica"])
+async def test_a_turn_whose_reply_nobody_gets_is_given_back_by_its_lease(reply: str) -> None:
+    begun, closed = asyncio.Event(), asyncio.Event()
 
     async def grant() -> Turn:
-        await granting.wait()
-        return OUTCOME.turn
+        begun.set()
+        if reply == "lost with the replica":
+            raise ray.exceptions.RayActorError
+        await never()
+        raise AssertionError
 
     async def close() -> int:
         closed.set()
         return 0
 
     handle = Handle(grant, close)
-    opening = asyncio.create_task(RaySessionRouter(handle, 1).open_turn(TurnRequest("r", "public", "s", "Hello")))
-    await asyncio.sleep(0.01)
+    opening = asyncio.create_task(RaySessionRouter(handle, 60).open_turn(TurnRequest("r", "public", None, "Hello")))
+    await begun.wait()
     opening.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises((asyncio.CancelledError, PartUnavailable)):
         await opening
-    granting.set()
     await asyncio.wait_for(closed.wait(), 5)
+    (asked,), (outcome,) = handle.asked
+    assert asked.lease
+    assert (outcome.turn.session_id, outcome.turn.lease) == (asked.session_id, asked.lease)
+    assert outcome.answer is None
 
 
 async def test_a_callee_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def retina(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 def test_check_prints_the_resolved_config_and_the_sum() -> None:
     done = retina("check", "configs/local.yaml")
     assert done.returncode == 0
-    assert "max_ongoing_requests: 512" in done.stdout
+    assert "max_queued_requests: 1024" in done.stdout
     assert "generator-smolvlm" in done.stdout
     assert "1.8 CPU" in done.stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -61,3 +62,24 @@ def test_a_port_under_ray_is_refused_because_the_config_says_it() -> None:
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "http_options.port" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"generator": {"replica": {"num_cpus": 4000}}}, "4000.8 CPU"),
+        ({"images": {"store": "memory"}}, "images.store"),
+    ],
+)
+def test_what_ray_would_wait_for_in_vain_ends_at_once(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    config = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
+    config["applications"][0]["args"].update(change)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    program = [sys.executable, "-c", "from deployments.cli import main; main()", "serve", "--config", str(path)]
+    done = subprocess.run(
+        program, cwd=ROOT, capture_output=True, text=True, timeout=60, env={**environment, "RAY_TMPDIR": str(tmp_path)}
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
