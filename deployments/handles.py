@@ -119,8 +119,7 @@ class RayGenerator:
         self.part = f"generator-{model}"
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        options = {"stream": True}
-        handle = self._handle.options(**options, session_id=request.session_key or request.request_id)
+        handle = self._handle.options(stream=True, session_id=request.session_key or request.request_id)
         response = handle.stream.remote(request)
         try:
             with ray_errors_as_ours(self.part):
