@@ -27,7 +27,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-demo: $(READY)  ## train the demo checkpoint from nothing (about an hour on one core)
+demo: $(READY)  ## train the demo checkpoint from nothing (about three quarters of an hour on two cores)
 	$(BIN)/python demo/train.py --out demo/checkpoints/smolvlm --seed 0
 
 clean:

@@ -148,6 +148,9 @@ async def _next_line() -> str | None:
             line = input("> ").strip()
         except EOFError:
             line = "/quit"
+        except ValueError as error:  # bytes that are no text in the terminal's encoding
+            loop.call_soon_threadsafe(reply.set_exception, InvalidRequest(f"that line cannot be read: {error}"))
+            return
         loop.call_soon_threadsafe(reply.set_result, None if line == "/quit" else line)
 
     # A daemon: the loop's own threads are waited for at the end, so Ctrl-C would hang until Enter is pressed.

@@ -118,3 +118,8 @@ def test_memory_and_several_nodes_are_refused_where_parts_are_processes() -> Non
         require_shared_stores(config_with(), two)
     with pytest.raises(ConfigError, match=r"images\.store"):
         require_shared_stores(config_with(images={"store": "memory"}), None)
+    sessions = {"store": "memory", "replica": {"max_replicas": 2}}
+    with pytest.raises(ConfigError, match=r"session_router\.store"):
+        require_shared_stores(config_with(session_router=sessions), one)
+    require_shared_stores(config_with(session_router={"store": "memory"}), one)
+    require_shared_stores(config_with(session_router={**sessions, "store": "disk"}), one)

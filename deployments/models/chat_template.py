@@ -8,6 +8,7 @@ encoded as ordinary text, so that only the template itself writes control tokens
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from transformers import TokenizersBackend
 from deployments.errors import CheckpointError, InvalidRequest
 from deployments.models.weights import read_json, reading, require_files
 from deployments.types import ImagePart, Message, Part, TextPart
+
+logger = logging.getLogger(__name__)
 
 
 class ChatTemplate:
@@ -77,7 +80,9 @@ class ChatTemplate:
                 turns, chat_template=self._template, add_generation_prompt=True, tokenize=False
             )
         except TemplateError as error:
-            raise InvalidRequest(f"the model's chat template refuses these messages: {error}", "message") from error
+            # The template's own words may show how it is made, so they go to the log and not to the client.
+            logger.warning("a chat template refused messages: %s", error)
+            raise InvalidRequest("the model's chat template refuses these messages", "message") from error
         pieces = text.split(mark)  # template and text, disarmed token, text, disarmed token, ..., text
         tokenizers = (self._tokenizer, self._plain)
         return [

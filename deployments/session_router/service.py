@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deployments.config import RetinaConfig
-from deployments.errors import ConfigError, LeaseLost, RetinaError, SessionNotFound, UnknownModel
+from deployments.errors import LeaseLost, RetinaError, SessionNotFound, UnknownModel
 from deployments.images.secret import open_secret, tenant_secret
 from deployments.metrics import Metrics
 from deployments.session_router.changes import commit, conversation_of
@@ -35,12 +35,6 @@ SHOWN_NAME_CHARS = 64
 def open_router(config: RetinaConfig, clock: Callable[[], float] = time.time) -> Router:
     """A router over the configured store; close() when done. Blocks for a disk. Raises StartupError."""
     section = config.session_router
-    if section.store == "memory" and section.replica.max_replicas > 1:
-        raise ConfigError(
-            f"session_router: store memory is private to a replica, so max_replicas {section.replica.max_replicas} "
-            "would split the sessions; allowed: max_replicas 1, or store disk",
-            "session_router.store",
-        )
     data_dir = Path(config.data_dir)
     return Router(config, open_session_store(section, data_dir), open_secret(data_dir), clock)
 

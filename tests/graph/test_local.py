@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,15 @@ def test_chat_in_the_terminal_with_the_fake_model(tmp_path: Path) -> None:
     missing = retina("chat", "-c", str(path), "--image", str(tmp_path / "two.png"), "--question", "What is it?")
     assert missing.returncode == 1
     assert "two.png: No such file" in missing.stderr
+
+
+def test_bytes_that_are_no_text_end_the_terminal_chat_with_a_reason(tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "configs" / "fake.yaml").read_text())
+    config["applications"][0]["args"]["data_dir"] = str(tmp_path / "data")
+    path = tmp_path / "fake.yaml"
+    path.write_text(yaml.safe_dump(config))
+    program = [sys.executable, "-c", "from deployments.cli import main; main()", "chat", "-c", str(path)]
+    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(program, input=b"\xff\xfe\n", capture_output=True, cwd=ROOT, timeout=60, env=environment)
+    assert done.returncode == 1
+    assert b"cannot be read" in done.stderr

@@ -209,12 +209,16 @@ def rewrite(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_what_the_template_refuses_is_the_requests_fault(original: Callable[[str], Any], tmp_path: Path) -> None:
+def test_what_the_template_refuses_is_the_requests_fault_and_its_words_stay_in_the_log(
+    original: Callable[[str], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = copied(original("256m").folder, tmp_path)
     rewrite(folder / "chat_template.json", chat_template="{{ raise_exception('roles must alternate') }}")
     prompts = open_family("smolvlm").open_prompt_format(folder)
-    with pytest.raises(InvalidRequest, match="roles must alternate"):
+    with pytest.raises(InvalidRequest, match="chat template refuses") as raised:
         prompts.build([Message("user", (TextPart("x"),))])
+    assert "roles must alternate" not in raised.value.message
+    assert "roles must alternate" in caplog.text
 
 
 def test_a_template_that_leaves_pictures_out_is_noticed(original: Callable[[str], Any], tmp_path: Path) -> None:

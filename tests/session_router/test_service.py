@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 
 from deployments.errors import (
-    ConfigError,
     InvalidRequest,
     LeaseLost,
     MessageTooLong,
@@ -246,12 +245,6 @@ async def test_unknown_sessions_are_not_found(router) -> None:
         await router.history("alice", "nowhere")
     with pytest.raises(SessionNotFound):
         await router.delete_session("alice", "nowhere")
-
-
-def test_a_memory_store_for_several_replicas_is_refused(open_a_router) -> None:
-    with pytest.raises(ConfigError, match="max_replicas 1, or store disk"):
-        open_a_router("memory", replica={"max_replicas": 2})
-    open_a_router("disk", replica={"max_replicas": 2})
 
 
 # ------------------------------------------------------------------------------- failed turns, deletion, expiry
