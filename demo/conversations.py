@@ -45,9 +45,11 @@ class Course:
 class Talker:
     """Samples conversations; `weights` say how often each kind of question comes and may be changed at any time."""
 
+    kinds: tuple[str, ...] = ALL_KINDS
+
     def __init__(self, scenes: list[Scene | None], rng: Rng) -> None:
         self.scenes, self.rng = scenes, rng
-        self.weights = dict.fromkeys(ALL_KINDS, 1.0)
+        self.weights = dict.fromkeys(self.kinds, 1.0)
         self.pairs = [index for index, scene in enumerate(scenes) if scene and len(scene.things) > 1]
         self.twins = [index for index in self.pairs if _is_alike(scenes[index])]
         self.pair_share = 0.0

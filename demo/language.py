@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from conversations import ALL_KINDS
 from optimizers import Optimizers, build_optimizers
 from packing import NO_ANSWER, Batch, Packer
 from pool import READOUTS
+from stages import Run, save_state
 from torch import nn
-from transformers import Idefics3ForConditionalGeneration, LlamaModel
 
 ROWS, MUON_RATE = 10, 3e-3
 PAIR_SHARE = 0.6  # of the pictures show two things for certain, which is what has to be learned longest
 POINTING_LAYER = 2  # after so many layers a word that names a thing must know all about that thing
 POINTED = list(READOUTS.values())[:3]  # classes of shape, color, place
 FORGETTING = 0.01  # of the running share of mistakes by kind, an answer
+SAVE_EVERY = 250  # steps
 
 
 @dataclass(slots=True)
 class Tally:
     """A running share of inexact answers by kind, from which the weights of the kinds follow."""
 
-    mistakes: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ALL_KINDS, 1.0))
+    mistakes: dict[str, float]
 
     def note(self, kinds: list[str], is_exact: list[bool]) -> None:
         """Take in a batch's results."""
@@ -39,25 +41,38 @@ class Tally:
         return {kind: 0.15 + share for kind, share in self.mistakes.items()}
 
 
+def text_model_of(model: Any) -> Any:
+    """The layers of a family's language half."""
+    return model.model.text_model if hasattr(model.model, "text_model") else model.model.language_model
+
+
+def projector_of(model: Any) -> nn.Module:
+    """What turns stored features into the language half's rows: LLaVA's projector, nothing in the other families."""
+    projector: nn.Module = getattr(model.model, "multi_modal_projector", None) or nn.Identity()
+    return projector
+
+
 @dataclass(slots=True)
 class Learner:
     """Trains the language half in place, one step at a time, on the tower's features of the talker's scenes."""
 
-    model: Idefics3ForConditionalGeneration
+    model: Any  # a `...ForConditionalGeneration` of transformers
     features: torch.Tensor  # (N, image_tokens, D)
     packer: Packer
     total: int
+    rate: float = MUON_RATE
     step: int = 0
-    tally: Tally = field(default_factory=Tally)
+    tally: Tally = field(init=False)
     heads: nn.Linear = field(init=False)  # read what a word points at, in training only
     optimizers: Optimizers = field(init=False)
 
     def __post_init__(self) -> None:
-        self.heads = nn.Linear(self.model.config.text_config.hidden_size, sum(POINTED))
-        text_model = self.model.model.text_model
-        rest = [*text_model.embed_tokens.parameters(), *text_model.norm.parameters()]
-        rest += [*self.model.lm_head.parameters(), *self.heads.parameters()]
-        self.optimizers = build_optimizers(list(text_model.layers.parameters()), rest, MUON_RATE)
+        self.tally = Tally(dict.fromkeys(self.packer.talker.kinds, 1.0))
+        text_model = text_model_of(self.model)
+        self.heads = nn.Linear(text_model.config.hidden_size, sum(POINTED))
+        rest = [*text_model.embed_tokens.parameters(), *text_model.norm.parameters(), *self.heads.parameters()]
+        rest += [*self.model.lm_head.parameters(), *projector_of(self.model).parameters()]
+        self.optimizers = build_optimizers(list(text_model.layers.parameters()), rest, self.rate)
 
     def advance(self) -> tuple[float, dict[str, float]]:
         """Do one step; returns its loss and the running share of exact answers by kind."""
@@ -97,20 +112,24 @@ class Learner:
 
 
 def predict(
-    model: Idefics3ForConditionalGeneration, features: torch.Tensor, batch: Batch
+    model: Any, features: torch.Tensor, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits, true ids and exchange number of all learned answer tokens; all states (B, L, D) after POINTING_LAYER."""
     embeds = model.get_input_embeddings()(batch.ids)
     is_image = (batch.ids == model.config.image_token_id)[..., None]
-    embeds = embeds.masked_scatter(is_image, features[batch.pictures].to(embeds.dtype))
-    states, middle = _states(model.model.text_model, embeds, batch.mask, batch.positions)
+    rows = projector_of(model)(features[batch.pictures])
+    embeds = embeds.masked_scatter(is_image, rows.to(embeds.dtype))
+    text_model = text_model_of(model)
+    has_grid_positions = hasattr(text_model.rotary_emb, "mrope_section")
+    positions = batch.positions if has_grid_positions else batch.positions[0]
+    states, middle = _states(text_model, embeds, batch.mask, positions)
     is_answer = batch.answers[:, 1:] != NO_ANSWER
     logits = model.lm_head(states[:, :-1][is_answer])
     return logits, batch.ids[:, 1:][is_answer], batch.answers[:, 1:][is_answer], middle
 
 
 def text_states(
-    text_model: LlamaModel, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
+    text_model: Any, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the language model's layers; last states, normed, and those after POINTING_LAYER."""
     angles = text_model.rotary_emb(embeds, positions)
@@ -133,3 +152,20 @@ def exact_answers(logits: torch.Tensor, truth: torch.Tensor, answers: torch.Tens
     """Whether greedy decoding would give each answer: true when every one of its tokens is the likeliest."""
     wrong = torch.zeros(count, dtype=torch.long).index_add_(0, answers, (logits.argmax(-1) != truth).long())
     return [mistakes == 0 for mistakes in wrong.tolist()]
+
+
+def learn(run: Run, learner: Learner, path: Path, write: Callable[[], None]) -> None:
+    """Take all steps, going on from what `path` keeps; `write` stores the checkpoint, now and then and at the end."""
+    if path.exists():
+        learner.resume(torch.load(path, weights_only=True))
+    bar = run.bar("language", learner.total)
+    while learner.step < learner.total:
+        loss, exact = learner.advance()
+        weakest = sorted(exact.items(), key=lambda item: item[1])[:4]
+        shares = ", ".join(f"{kind} {share:.1%}" for kind, share in weakest)
+        mean = np.mean(list(exact.values()))
+        bar.show(learner.step, f"{run.minutes():.1f} min, loss {loss:.4f}, mean {mean:.1%}, {shares}")
+        if learner.step % SAVE_EVERY == 0:
+            save_state(learner.state(), path)
+            write()
+    write()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from conversations import Exchange, Talker
-from model import AROUND_IMAGE, END, EXPANDED_IMAGE, PAD, START
+from dialects import SMOLVLM, Dialect, Position
 from pointers import find_pointer
 from pool import thing_classes
 from tokenizers import Tokenizer
@@ -21,19 +21,21 @@ class Row:
     """Tokens of one row; block 0 is seen by all blocks, every other block only by itself."""
 
     ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
+    positions: list[Position] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)  # index into `kinds` for a learned answer's tokens, else NO_ANSWER
     pictures: list[int] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     pointed: list[tuple[int, list[int]]] = field(default_factory=list)  # a token's index, classes of the thing it means
+    next_position: int = 0  # of a token that follows
 
     def add(self, piece: Row, block: int, start: int) -> None:
-        """Append a piece as the given block, its positions beginning at `start`."""
+        """Append a piece as the given block, its positions counted from `start`."""
         first, begin = len(self.kinds), len(self.ids)
         self.pointed += [(begin + index, classes) for index, classes in piece.pointed]
         self.ids += piece.ids
-        self.positions += range(start, start + len(piece.ids))
+        self.positions += [(start + t, start + y, start + x) for t, y, x in piece.positions]
+        self.next_position = start + piece.next_position
         self.blocks += [block] * len(piece.ids)
         self.answers += [NO_ANSWER if answer == NO_ANSWER else first + answer for answer in piece.answers]
         self.pictures += piece.pictures
@@ -45,7 +47,7 @@ class Batch:
     """Rows as tensors, padded to ROW_TOKENS."""
 
     ids: torch.Tensor  # (B, L)
-    positions: torch.Tensor  # (B, L)
+    positions: torch.Tensor  # (3, B, L), by time, line and column; all the same but for the tokens of a picture's grid
     mask: torch.Tensor  # (B, 1, L, L) bool, True where a token may look
     answers: torch.Tensor  # (B, L) number of the exchange in the batch that the token answers, else NO_ANSWER
     pictures: torch.Tensor  # (num_pictures,) in the order of their placeholders
@@ -57,38 +59,40 @@ class Batch:
 
 
 class Packer:
-    """Turns a talker's conversations into batches."""
+    """Turns a talker's conversations into batches, written in a family's dialect."""
 
-    def __init__(self, tokenizer: Tokenizer, talker: Talker) -> None:
-        self.tokenizer, self.talker, self.rng = tokenizer, talker, talker.rng
+    def __init__(self, tokenizer: Tokenizer, talker: Talker, dialect: Dialect = SMOLVLM) -> None:
+        self.tokenizer, self.talker, self.rng, self.dialect = tokenizer, talker, talker.rng, dialect
         self._known: dict[str, list[int]] = {}
 
     def batch(self, rows: int, single_share: float) -> Batch:
         """Make rows; `single_share` of them hold unrelated first turns about one picture, the others conversations."""
         made = [self._singles() if self.rng.random() < single_share else self._conversations() for _ in range(rows)]
-        return to_batch(made, self._piece(PAD).ids[0])
+        return to_batch(made, self._piece(self.dialect.pad).ids[0])
 
     def _singles(self) -> Row:
         picture = self.talker.picture()
         row = Row()
-        row.add(self._piece(f"{START}User:{EXPANDED_IMAGE}", picture), 0, 0)
+        row.add(self._piece(self.dialect.start + self.dialect.before_text(picture), picture), 0, 0)
+        first = row.next_position
         for block in range(1, ROW_TOKENS):
             piece = self.block([self.talker.single(picture)], has_prefix=True)
             if len(row.ids) + len(piece.ids) > ROW_TOKENS:
                 break
             shift = int(self.rng.integers(MAX_SHIFT)) if self.rng.random() < 0.5 else 0
-            row.add(piece, block, row.blocks.count(0) + shift)
+            row.add(piece, block, first + shift)
         return row
 
     def _conversations(self) -> Row:
         row = Row()
-        row.add(self._piece(START), 0, 0)
+        row.add(self._piece(self.dialect.start), 0, 0)
+        first = row.next_position
         for block in range(1, ROW_TOKENS):
             is_introduction = self.rng.random() < 0.2
             exchanges = self.talker.introduction() if is_introduction else self.talker.conversation(self._length())
             piece = self.block(exchanges, has_prefix=False)
             if len(row.ids) + len(piece.ids) <= ROW_TOKENS:
-                row.add(piece, block, 1)
+                row.add(piece, block, first)
             elif len(row.ids) > ROW_TOKENS // 2:
                 break
         return row
@@ -97,14 +101,15 @@ class Packer:
         return int(self.rng.choice([1, 2, 2, 3, 4, 6, 10]))
 
     def block(self, exchanges: list[Exchange], *, has_prefix: bool) -> Row:
-        """Encode a conversation without its `<|im_start|>`; with a prefix also without the first turn's picture."""
+        """Encode a conversation without the dialect's start; with a prefix also without the first turn's picture."""
         block = Row()
         for turn, exchange in enumerate(exchanges):
-            before = "" if has_prefix and turn == 0 else _before_text(exchange)
-            asked = self._piece(f"{before}{exchange.user}{END}\nAssistant:", None if has_prefix else exchange.picture)
-            asked.pointed = self._pointed(exchange, before)
-            for piece in (asked, self._answer(exchange), self._piece("\n")):
-                block.add(piece, 0, 0)
+            before = "" if has_prefix and turn == 0 else self.dialect.before_text(exchange.picture)
+            asked = f"{before}{exchange.user}{self.dialect.before_answer}"
+            piece = self._piece(asked, None if has_prefix else exchange.picture)
+            piece.pointed = self._pointed(exchange, before)
+            for part in (piece, self._answer(exchange), self._piece(self.dialect.between)):
+                block.add(part, 0, block.next_position)
         return block
 
     def _pointed(self, exchange: Exchange, before: str) -> list[tuple[int, list[int]]]:
@@ -115,7 +120,7 @@ class Packer:
         return [(index, thing_classes(pointer.thing))]
 
     def _answer(self, exchange: Exchange) -> Row:
-        piece = self._piece(f" {exchange.answer}{END}")
+        piece = self._piece(self.dialect.answer.replace("{answer}", exchange.answer))
         if exchange.is_learned:
             piece.answers, piece.kinds = [0] * len(piece.ids), [exchange.kind]
         return piece
@@ -123,26 +128,29 @@ class Packer:
     def _piece(self, text: str, picture: int | None = None) -> Row:
         ids = self._known.get(text)
         if ids is None:
-            ids = self.tokenizer.encode(text).ids
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
             if len(self._known) < 200_000:
                 self._known[text] = ids
-        pictures = [] if picture is None or AROUND_IMAGE not in text else [picture]
-        return Row(list(ids), answers=[NO_ANSWER] * len(ids), pictures=pictures)
-
-
-def _before_text(exchange: Exchange) -> str:
-    return f"User:{EXPANDED_IMAGE}" if exchange.picture is not None else "User: "
+        shown = None if picture is None or self.dialect.image not in text else picture
+        positions, following = self.dialect.positions(ids, shown)
+        return Row(
+            list(ids),
+            positions,
+            answers=[NO_ANSWER] * len(ids),
+            pictures=[] if shown is None else [shown],
+            next_position=following,
+        )
 
 
 def to_batch(rows: list[Row], pad: int) -> Batch:
     """Stack rows, padded to ROW_TOKENS, and number their answers through."""
     ids = torch.full((len(rows), ROW_TOKENS), pad)
-    positions, blocks = torch.zeros_like(ids), torch.full_like(ids, -1)
+    positions, blocks = torch.zeros(3, *ids.shape, dtype=torch.long), torch.full_like(ids, -1)
     answers, kinds = torch.full_like(ids, NO_ANSWER), list[str]()
     for index, row in enumerate(rows):
         length = len(row.ids)
         ids[index, :length] = torch.tensor(row.ids)
-        positions[index, :length] = torch.tensor(row.positions)
+        positions[:, index, :length] = torch.tensor(row.positions).T
         blocks[index, :length] = torch.tensor(row.blocks)
         numbered = torch.tensor(row.answers)
         answers[index, :length] = torch.where(numbered == NO_ANSWER, numbered, numbered + len(kinds))

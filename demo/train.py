@@ -1,152 +1,80 @@
-"""Trains the demo checkpoint from nothing: draws pictures, trains the tower, then the language half on its features.
+"""Trains a demo checkpoint from nothing, or from the demo checkpoints that were trained before it.
 
-    python demo/train.py --out demo/checkpoints/smolvlm --seed 0
+    python demo/train.py smolvlm --out demo/checkpoints/smolvlm --seed 0
 
-Every stage leaves its result in the work folder, and a second run with the same options goes on from there.
+RECIPES names the module of each model. It has one function, `train(run: Run) -> None`, that goes through the stages and
+writes `run.options.out`; `stages.py` says what it is given. Every stage leaves its result in the work folder, and a second
+run with the same options goes on from there. The models stand in the order in which they can be made.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from conversations import Talker, corpus
-from language import Learner
-from model import build_model, build_tokenizer, image_processor, write_checkpoint
-from packing import Packer
-from pool import Pool, draw_pool, join, load_pool, save_pool
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tower import Tower, encode_pool, round_tower, train_tower
-
-RECIPE = 1
-SAVE_EVERY, PRINT_EVERY = 250, 50
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from stages import Options, Run
 
 
-@dataclass(slots=True)
-class Bar:
-    """One stage's line in the progress display; also prints a line now and then, for logs."""
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Where a model's recipe is, and how many steps it takes unless told otherwise."""
 
-    progress: Progress
-    task: TaskID
-    name: str
-
-    def show(self, done: int, note: str) -> None:
-        """Set how many steps are done and what they led to."""
-        self.progress.update(self.task, completed=done, note=note)
-        if done % PRINT_EVERY == 0:
-            self.progress.console.print(f"{self.name} {done}: {note}", highlight=False, soft_wrap=True)
+    module: str
+    tower_steps: int
+    language_steps: int
 
 
-@dataclass(slots=True)
-class Training:
-    """One run: its options, its display and when it began."""
-
-    options: argparse.Namespace
-    progress: Progress
-    started_s: float
-
-    def run(self) -> None:
-        """Go through all stages; the ones whose result lies in the work folder are skipped."""
-        seed, work = self.options.seed, self.options.work
-        work.mkdir(parents=True, exist_ok=True)
-        tokenizer = self._tokenizer(work / "tokenizer.json")
-        model = build_model(tokenizer, seed)
-        pool = self._pool(work / "pool.safetensors")
-        features = self._features(model, pool, work)
-        rng = np.random.default_rng([seed, 2])
-        learner = Learner(model, features, Packer(tokenizer, Talker(pool.scenes, rng)), self.options.language_steps)
-        self._learn(learner, work / "language.pt")
-        write_checkpoint(self.options.out, model, tokenizer, self._recipe())
-
-    def _tokenizer(self, path: Path) -> Tokenizer:
-        if not path.exists():
-            build_tokenizer(corpus(6000, self.options.seed)).save(str(path))
-        return Tokenizer.from_file(str(path))
-
-    def _pool(self, path: Path) -> Pool:
-        if not path.exists():
-            bar, parts = self._bar("pictures", self.options.pictures), list[Pool]()
-            for part in draw_pool(self.options.pictures, self.options.seed + 1, image_processor()):
-                parts.append(part)
-                bar.show(256 * len(parts), "")
-            save_pool(join(parts), path)
-        return load_pool(path)
-
-    def _features(self, model: Any, pool: Pool, work: Path) -> torch.Tensor:
-        tower, path = Tower(model), work / "tower.safetensors"
-        if not path.exists():
-            bar = self._bar("tower", self.options.tower_steps)
-            train_tower(model, pool, self.options.tower_steps, self.options.seed, lambda done, loss, right: bar.show(
-                done, f"loss {loss:.3f}, pictures read without a mistake {right:.1%}"))  # fmt: skip
-            save_file(tower.state_dict(), path)
-        tower.load_state_dict(load_file(path))
-        round_tower(model)
-        seen = work / "features.safetensors"
-        if not seen.exists():
-            save_file({"features": encode_pool(model, pool).to(torch.bfloat16)}, seen)
-        return load_file(seen)["features"]
-
-    def _learn(self, learner: Learner, path: Path) -> None:
-        if path.exists():
-            learner.resume(torch.load(path, weights_only=True))
-        bar = self._bar("language", learner.total)
-        while learner.step < learner.total:
-            loss, exact = learner.advance()
-            weakest = sorted(exact.items(), key=lambda item: item[1])[:4]
-            shares = ", ".join(f"{kind} {share:.1%}" for kind, share in weakest)
-            minutes = (time.monotonic() - self.started_s) / 60
-            bar.show(
-                learner.step, f"{minutes:.1f} min, loss {loss:.4f}, mean {np.mean(list(exact.values())):.1%}, {shares}"
-            )
-            if learner.step % SAVE_EVERY == 0:
-                torch.save(learner.state(), path)
-                write_checkpoint(self.options.out, learner.model, learner.packer.tokenizer, self._recipe())
-
-    def _bar(self, name: str, total: int) -> Bar:
-        return Bar(self.progress, self.progress.add_task(name, total=total, note=""), name)
-
-    def _recipe(self) -> dict[str, Any]:
-        names = ("seed", "pictures", "tower_steps", "language_steps")
-        return {"recipe": RECIPE, **{name: getattr(self.options, name) for name in names}}
+RECIPES = {
+    "smolvlm": Recipe("smolvlm_recipe", 2500, 3600),
+    "qwen2_vl": Recipe("qwen2_vl_recipe", 1200, 3000),
+    "llava": Recipe("llava_recipe", 600, 1000),
+    "llava_qwen2": Recipe("llava_recipe", 600, 1000),
+    "moondream": Recipe("moondream_recipe", 1500, 2500),
+}
 
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train the demo checkpoint from nothing.")
-    parser.add_argument("--out", type=Path, default=Path("demo/checkpoints/smolvlm"), help="checkpoint folder")
+def parse_options() -> tuple[Options, int]:
+    """Read the command line; returns the options and how many threads to use."""
+    parser = argparse.ArgumentParser(description="Train a demo checkpoint.")
+    parser.add_argument("model", choices=RECIPES)
+    parser.add_argument("--out", type=Path, help="checkpoint folder, demo/checkpoints/MODEL unless told otherwise")
     parser.add_argument("--work", type=Path, help="folder for what a resumed run needs")
+    parser.add_argument("--pool", type=Path, help="folder of the pictures that all recipes share")
+    parser.add_argument("--checkpoints", type=Path, default=Path("demo/checkpoints"), help="of the models made before")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="take 1 where other programs run, else all cores")
     parser.add_argument("--pictures", type=int, default=65536)
-    parser.add_argument("--tower-steps", type=int, default=2500)
-    parser.add_argument("--language-steps", type=int, default=3600)
-    options = parser.parse_args()
-    options.work = options.work or Path(tempfile.gettempdir()) / f"retina-demo-smolvlm-{options.seed}"
-    return options
+    parser.add_argument("--tower-steps", type=int)
+    parser.add_argument("--language-steps", type=int)
+    given = parser.parse_args()
+    recipe, temporary = RECIPES[given.model], Path(tempfile.gettempdir())
+    options = Options(
+        model=given.model,
+        out=given.out or Path("demo/checkpoints") / given.model,
+        work=given.work or temporary / f"retina-demo-{given.model}-{given.seed}",
+        pool=given.pool or temporary / f"retina-demo-smolvlm-{given.seed}",
+        checkpoints=given.checkpoints,
+        seed=given.seed,
+        pictures=given.pictures,
+        tower_steps=recipe.tower_steps if given.tower_steps is None else given.tower_steps,
+        language_steps=recipe.language_steps if given.language_steps is None else given.language_steps,
+    )
+    return options, given.threads
 
 
 def main() -> None:
-    options = parse_options()
-    torch.set_num_threads(options.threads)
+    options, threads = parse_options()
+    torch.set_num_threads(threads)
+    options.work.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
     with Progress(*columns) as progress:
-        Training(options, progress, time.monotonic()).run()
+        importlib.import_module(RECIPES[options.model].module).train(Run(options, progress))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deployments.errors import ConfigError
+from deployments.families import FAMILIES
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -135,10 +136,32 @@ class GeneratorConfig(Section):
 
 class ModelConfig(Section):
     name: Name = Field(description="what clients call it")
-    family: Literal["smolvlm", "fake"] = Field(description="how its checkpoint is read")
+    family: str = Field(description=f"how its checkpoint is read: {', '.join(FAMILIES)}")
     checkpoint: str = Field("", description="a folder, or a hub id owner/name")
     revision: str | None = Field(None, description="of a hub id, which needs one: a commit, tag or branch")
+    tokenizer: str | None = Field(
+        None, description="moondream: where its tokenizer is, a folder or a hub id; null: with the checkpoint"
+    )
+    tokenizer_revision: str | None = Field(None, description="of the tokenizer's hub id")
+    max_image_tokens: int | None = Field(
+        None, ge=4, description="qwen2_vl: of one picture, larger ones are scaled down; null: 1280"
+    )
     generator: dict[str, object] = Field(default_factory=dict, description="keys of the generator section to replace")
+
+    @field_validator("family")
+    @classmethod
+    def _is_known(cls, family: str) -> str:
+        if family not in FAMILIES:
+            raise ValueError(f"unknown family {family!r}; there is {', '.join(FAMILIES)}")
+        return family
+
+    @model_validator(mode="after")
+    def _takes_options(self) -> ModelConfig:
+        for key in ("tokenizer", "tokenizer_revision", "max_image_tokens"):
+            if getattr(self, key) is not None and key not in FAMILIES[self.family].options:
+                takers = [name for name, entry in FAMILIES.items() if key in entry.options]
+                raise ValueError(f"{key} is for the family {', '.join(takers)}; model {self.name!r} is {self.family}")
+        return self
 
     @model_validator(mode="after")
     def _has_checkpoint(self) -> ModelConfig:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
+Skill = Literal["caption", "query", "detect", "point"]
+CaptionLength = Literal["short", "normal", "long"]
 FeatureSource = Literal["tower", "memory", "disk"]
 FeatureDtype = Literal["float32", "float16", "bfloat16"]
 Json = Mapping[str, object]
@@ -61,6 +63,71 @@ class Message:
         return tuple(part.image for part in self.content if isinstance(part, ImagePart))
 
 
+# --------------------------------------------------------------------------------- tasks: one picture, no session
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionTask:
+    length: CaptionLength = "normal"
+    language: str = "en"  # ISO 639-1
+    prompt: str | None = None  # in place of the words that length and language stand for
+
+
+@dataclass(frozen=True, slots=True)
+class QueryTask:
+    question: str
+    reasoning: bool = False  # think first; the thoughts come as `Chunk.thought`
+    spatial_refs: tuple[tuple[float, ...], ...] = ()  # points (x, y) and boxes (x_min, y_min, x_max, y_max) asked about
+
+
+@dataclass(frozen=True, slots=True)
+class DetectTask:
+    object: str
+    max_objects: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class PointTask:
+    object: str
+    max_objects: int = 50
+
+
+Task = CaptionTask | QueryTask | DetectTask | PointTask
+SKILL_OF: Mapping[type[Task], Skill] = {
+    CaptionTask: "caption",
+    QueryTask: "query",
+    DetectTask: "detect",
+    PointTask: "point",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Shares of the picture's width and height from its top left corner; rounding may put them a little outside."""
+
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Shares of the picture's width and height from its top left corner."""
+
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grounding:
+    """What a stretch of the thoughts speaks of: `thought[start:end]`, all thoughts joined."""
+
+    start: int
+    end: int
+    points: tuple[Point, ...]
+
+
 # --------------------------------------------------------------------------------- vision_encoder
 
 
@@ -101,6 +168,7 @@ class SamplingParams:
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()  # the answer ends before the first of these
     seed: int | None = None  # None draws a fresh one
+    repetition_penalty: float | None = None  # of prompt and answer; None: the checkpoint's own, 1 is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +179,7 @@ class GenerateRequest:
     sampling: SamplingParams
     timeout_s: float  # from arrival at the generator to the last token
     session_key: str = ""  # opaque affinity key: requests with equal keys go to one replica while it has room
+    task: Task | None = None  # then `messages` is one user message with at most a picture; None: a conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +204,16 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last one, and only it, has finish_reason, usage and timings."""
+    """A piece of an answer. The last one, and only it, has finish_reason, usage, timings and grounding."""
 
     text: str
     num_tokens: int
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timings: Timings | None = None
+    thought: str = ""  # text that comes before the answer and is no part of it
+    found: tuple[Box | Point, ...] = ()  # of a DetectTask, of a PointTask
+    grounding: tuple[Grounding, ...] = ()  # of all thoughts
 
 
 class Generator(Protocol):

@@ -19,7 +19,7 @@ def load_model(config: RetinaConfig, model: str) -> tuple[LanguageModel, PromptF
 
     from deployments.models.placement import resolve_device, resolve_dtype
     from deployments.models.registry import open_family
-    from deployments.models.weights import locate_checkpoint
+    from deployments.models.sources import checkpoint_folder, prompt_options
 
     spec, generator = config.model(model), config.generator_of(model)
     # Each replica is a process that shares its cores with others: more threads than its share make all of them slow.
@@ -27,8 +27,8 @@ def load_model(config: RetinaConfig, model: str) -> tuple[LanguageModel, PromptF
     device = resolve_device(config.device)
     dtype = resolve_dtype(generator.dtype, device)
     family = open_family(spec.family)
-    folder = locate_checkpoint(spec.checkpoint, spec.revision)
-    prompts = family.open_prompt_format(folder)
+    folder = checkpoint_folder(spec)
+    prompts = family.open_prompt_format(folder, prompt_options(spec))
     language = family.open_language(folder, device, dtype)
     logger.info("%s: language model of %s on %s in %s", model, folder, device, dtype)
     return language, prompts

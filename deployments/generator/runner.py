@@ -84,7 +84,7 @@ class BatchRunner:
         embeddings = embed_prompt(self._language, sequence, prefill.start, stop)
         positions = torch.from_numpy(sequence.prompt.positions[:, None, prefill.start : stop].copy())
         mask = self._cache.prefill_window(prefill.slot, prefill.start, prefill.length)
-        return self._language.forward(embeddings, positions.to(self._language.device), self._cache, mask)
+        return self._language.forward(embeddings, positions.to(self._language.device), self._cache, mask).logits
 
     def _try_decode(self, batch: SequenceOf[Sequence], rows: Rows, step: Step) -> None:
         try:
@@ -111,7 +111,7 @@ class BatchRunner:
         embeddings = self._language.embed(ids[:, None])
         return self._language.forward(
             embeddings, positions[None, :, None].expand(position_rows, -1, 1), self._cache, mask
-        )
+        ).logits
 
     def _try_sample(self, rows: Rows, step: Step) -> None:
         """One choice, and one wait for the device, for all rows of the step."""

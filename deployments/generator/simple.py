@@ -58,7 +58,7 @@ class SimpleRunner:
         embeddings = embed_prompt(self._language, sequence, 0, length)
         causal = torch.ones(length, length, dtype=torch.bool, device=self._language.device).tril()
         positions = torch.from_numpy(sequence.prompt.positions[:, None].copy()).to(self._language.device)
-        logits = self._language.forward(embeddings, positions, self._cache, causal[None, None])
+        logits = self._language.forward(embeddings, positions, self._cache, causal[None, None]).logits
         sequence.num_prefilled = length
         return logits
 
@@ -69,4 +69,4 @@ class SimpleRunner:
         positions = torch.full((prompt.positions.shape[0], 1, 1), position, device=device)
         mask = torch.ones(1, 1, 1, sequence.num_positions, dtype=torch.bool, device=device)
         embeddings = self._language.embed(torch.tensor([sequence.token_ids[-1:]], device=device))
-        return self._language.forward(embeddings, positions, self._cache, mask)
+        return self._language.forward(embeddings, positions, self._cache, mask).logits

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from PIL import Image
     from transformers import Cache
 
-    from deployments.types import Message
+    from deployments.types import Box, Message, Point, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a model's configuration may say of a checkpoint, of families whose registry entry names the key."""
+
+    max_image_tokens: int | None = None  # of one picture; None: the family's default
+    tokenizer: Path | None = None  # folder of the tokenizer; None: the checkpoint's
+
+
+NO_OPTIONS = Options()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,9 @@ class Prompt:
     positions: np.ndarray  # int64 (position_rows, S): 1 row, or 3 for mrope
     next_position: int  # of the first generated token, the same in all rows
     images: tuple[ImageSpan, ...]  # by start
+    task: Task | None = None  # None: a conversation
+    num_mutual: int = 0  # tokens at the beginning that all see each other; every other one sees what is before it
+    places: tuple[tuple[int, tuple[float, ...]], ...] = ()  # index into token_ids, and the coordinates that go there
 
     @property
     def num_image_tokens(self) -> int:
@@ -72,19 +86,56 @@ class Prompt:
 
 
 class PromptFormat(Protocol):
-    """Token ids from conversations, and text from token ids. No weights; thread-safe."""
+    """Token ids from conversations and tasks, and text from token ids. No weights; thread-safe."""
 
     stop_token_ids: frozenset[int]  # from generation_config
+    repetition_penalty: float  # from generation_config; 1 where it names none
 
-    def build(self, messages: Sequence[Message]) -> Prompt:
+    def build(self, messages: Sequence[Message], task: Task | None = None) -> Prompt:
         """Render the checkpoint's chat template with a generation prompt at the end.
 
-        Control tokens inside user text become ordinary text. Image token counts follow from ImageRef sizes alone.
+        Control tokens inside user text become ordinary text. Image token counts follow from ImageRef sizes alone. With
+        a task, `messages` is one user message with at most one picture and no text.
+
+        Raises InvalidRequest for what the checkpoint cannot do (a task, a language, a role), naming what it can.
         """
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, special tokens skipped; an unfinished UTF-8 sequence shows as U+FFFD."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a forward pass gives of each row's last position."""
+
+    logits: torch.Tensor  # (B, vocab_size) float32
+    hidden: torch.Tensor | None = None  # (B, D) before the last norm; only of models whose rules read it
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What becomes of a token that was just chosen."""
+
+    embedding: torch.Tensor | None = None  # (D,) goes into the model next; None: the embedding of `token_id`
+    token_id: int = -1  # goes into the model next, if there is no `embedding`
+    kind: Literal["answer", "thought", "silent"] = "answer"  # whose text the chosen token is; silent: nobody's
+    found: Box | Point | None = None  # complete with this step
+    grounding: Point | None = None  # a point that the thoughts speak of, complete with this step
+    begins_phrase: bool = False  # of the thoughts: their text is decoded anew from this token on
+    is_last: bool = False  # the answer ends here; the chosen token belongs to no text
+
+
+class Rules(Protocol):
+    """How one answer is made that is more than text up to a stop token. One request's state, in the engine's thread."""
+
+    def banned_token_ids(self) -> Sequence[int]:
+        """Tokens that may not be chosen next."""
+        ...
+
+    def accept(self, token_id: int, hidden: torch.Tensor) -> Ruling:
+        """`token_id` was chosen from logits that belong to `hidden` (D,)."""
         ...
 
 
@@ -98,9 +149,23 @@ class LanguageModel(Protocol):
     head_dim: int
     vocab_size: int
     max_context_tokens: int  # of the checkpoint
+    feature_width: int  # of the tower's features that `project` takes
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """(B, S) ids to (B, S, D) embeddings."""
+        ...
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """(image_tokens, feature_width) of one picture to (image_tokens, D). The features themselves, where the
+        vision side has the connector."""
+        ...
+
+    def embed_place(self, coordinates: Sequence[float]) -> torch.Tensor:
+        """(D,) of one coordinate, or of a width and a height: what goes over a prompt's `places`."""
+        ...
+
+    def open_rules(self, prompt: Prompt, max_new_tokens: int) -> Rules | None:
+        """Rules for the answer to this prompt; None: tokens are text up to one of the format's stop tokens."""
         ...
 
     def forward(
@@ -109,20 +174,18 @@ class LanguageModel(Protocol):
         positions: torch.Tensor,  # (position_rows, B, S), int64
         cache: Cache,  # written in place; the caller's own layout
         mask: torch.Tensor,  # (B, 1, S, L) bool, True where attended; L is what the cache hands back
-    ) -> torch.Tensor:
-        """Logits of the last position, (B, vocab_size), float32."""
-        ...
+    ) -> Output: ...
 
 
 class Family(Protocol):
     name: str
 
-    def open_preprocessor(self, folder: Path) -> Preprocessor: ...
+    def open_preprocessor(self, folder: Path, options: Options = NO_OPTIONS) -> Preprocessor: ...
 
     def open_tower(self, folder: Path, device: str, dtype: str) -> Tower:
         """`dtype` is "float32", "bfloat16" or "float16"."""
         ...
 
-    def open_prompt_format(self, folder: Path) -> PromptFormat: ...
+    def open_prompt_format(self, folder: Path, options: Options = NO_OPTIONS) -> PromptFormat: ...
 
     def open_language(self, folder: Path, device: str, dtype: str) -> LanguageModel: ...

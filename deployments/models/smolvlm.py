@@ -16,9 +16,10 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from deployments.errors import CheckpointError
+from deployments.models.causal import CausalLanguage, open_llama
 from deployments.models.chat_template import ChatTemplate
-from deployments.models.family import Pixels
-from deployments.models.llama import LlamaLanguage, open_llama
+from deployments.models.family import NO_OPTIONS, Options, Pixels
+from deployments.models.generation_config import read_generation_defaults
 from deployments.models.registry import check_model_type
 from deployments.models.smolvlm_prompt import SmolVLMPromptFormat
 from deployments.models.tiles import Tiling
@@ -26,7 +27,6 @@ from deployments.models.weights import (
     fingerprint_tensors,
     fingerprint_values,
     load_module,
-    read_json,
     reading,
     require_files,
 )
@@ -35,7 +35,7 @@ from deployments.models.weights import (
 class SmolVLM:
     name = "smolvlm"
 
-    def open_preprocessor(self, folder: Path) -> SmolVLMPreprocessor:
+    def open_preprocessor(self, folder: Path, options: Options = NO_OPTIONS) -> SmolVLMPreprocessor:
         processor = _read_image_processor(folder)
         return SmolVLMPreprocessor(processor, _read_tiling(folder, _read_config(folder), processor))
 
@@ -46,11 +46,11 @@ class SmolVLM:
         half = half.to(torch.device(device))
         return SmolVLMTower(half, fingerprint_values({"weights": weights, **_arithmetic_of(half)}))
 
-    def open_prompt_format(self, folder: Path) -> SmolVLMPromptFormat:
+    def open_prompt_format(self, folder: Path, options: Options = NO_OPTIONS) -> SmolVLMPromptFormat:
         tiling = _read_tiling(folder, _read_config(folder), _read_image_processor(folder))
-        return SmolVLMPromptFormat(ChatTemplate(folder), tiling, _read_stop_token_ids(folder))
+        return SmolVLMPromptFormat(ChatTemplate(folder), tiling, read_generation_defaults(folder))
 
-    def open_language(self, folder: Path, device: str, dtype: str) -> LlamaLanguage:
+    def open_language(self, folder: Path, device: str, dtype: str) -> CausalLanguage:
         config = _read_config(folder)
         if config.text_config.model_type != "llama":
             raise CheckpointError(f"checkpoint {folder} has a {config.text_config.model_type} language part, not llama")
@@ -182,15 +182,3 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     check_model_type(SmolVLM.name, folder)
     with reading(folder, "configuration"):
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-
-
-def _read_stop_token_ids(folder: Path) -> list[int]:
-    """config.json names a stop token as well, and in SmolVLM it is the wrong one."""
-    stop = read_json(folder, "generation_config.json").get("eos_token_id")
-    named = stop if isinstance(stop, list) else [stop]
-    stop_ids = [token_id for token_id in named if isinstance(token_id, int)]
-    if not stop_ids or len(stop_ids) < len(named):
-        raise CheckpointError(
-            f"{folder / 'generation_config.json'} should name stop tokens in eos_token_id, not {stop!r}"
-        )
-    return stop_ids

@@ -9,23 +9,28 @@ import numpy as np
 from deployments.errors import InvalidRequest
 from deployments.models.chat_template import ChatTemplate
 from deployments.models.family import ImageSpan, Prompt
+from deployments.models.generation_config import GenerationDefaults
+from deployments.models.tasks import to_messages
 from deployments.models.tiles import Tiling
-from deployments.types import Message
+from deployments.types import Message, Task
 
 IMAGE, AROUND, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
 
 
 class SmolVLMPromptFormat:
-    def __init__(self, chat: ChatTemplate, tiling: Tiling, stop_token_ids: Sequence[int]) -> None:
+    def __init__(self, chat: ChatTemplate, tiling: Tiling, defaults: GenerationDefaults) -> None:
         self._chat = chat
         self._tiling = tiling
         self._image_token_id = chat.token_id(IMAGE)
         chat.token_id(AROUND)
-        chat.require_ids(stop_token_ids)
+        chat.require_ids(sorted(defaults.stop_token_ids))
         self._expansions: dict[tuple[int, int], tuple[int, ...]] = {}
-        self.stop_token_ids = frozenset(stop_token_ids)
+        self.stop_token_ids = defaults.stop_token_ids
+        self.repetition_penalty = defaults.repetition_penalty
 
-    def build(self, messages: Sequence[Message]) -> Prompt:
+    def build(self, messages: Sequence[Message], task: Task | None = None) -> Prompt:
+        if task is not None:
+            messages = to_messages(task, messages)
         images = [image for message in messages for image in message.images]
         rendered = self._chat.encode(messages)
         if rendered.count(self._image_token_id) != len(images):
@@ -42,7 +47,7 @@ class SmolVLMPromptFormat:
             spans += self._find_spans(image.id, expansion, len(token_ids))
             token_ids += expansion
         positions = np.arange(len(token_ids), dtype=np.int64)[None]  # (1, S)
-        return Prompt(tuple(token_ids), positions, len(token_ids), tuple(spans))
+        return Prompt(tuple(token_ids), positions, len(token_ids), tuple(spans), task)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._chat.decode(token_ids)

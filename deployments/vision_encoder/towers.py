@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deployments.config import RetinaConfig
-from deployments.models.family import Pixels, Preprocessor, Tower
+from deployments.models.family import Options, Pixels, Preprocessor, Tower
 from deployments.models.placement import resolve_device, resolve_dtype
 from deployments.models.registry import open_family
-from deployments.models.weights import locate_checkpoint
+from deployments.models.sources import checkpoint_folder, picture_options
 from deployments.types import FeatureDtype
 from deployments.vision_encoder.cache import Features, freeze
 
@@ -75,13 +75,13 @@ def share_towers(loaded: Mapping[str, LoadedTower]) -> list[SharedTower]:
 def load_towers(config: RetinaConfig) -> dict[str, LoadedTower]:
     """Preprocessing and tower of each model that has them. Blocks. Raises CheckpointError, ConfigError."""
     device = resolve_device(config.device)
-    by_source: dict[tuple[str, Path, FeatureDtype], LoadedTower] = {}
+    by_source: dict[tuple[str, Path, Options, FeatureDtype], LoadedTower] = {}
     loaded: dict[str, LoadedTower] = {}
     for model in config.models:
         if model.family == "fake":  # answers without seeing
             continue
         dtype = resolve_dtype(config.generator_of(model.name).dtype, device)
-        source = (model.family, locate_checkpoint(model.checkpoint, model.revision), dtype)
+        source = (model.family, checkpoint_folder(model), picture_options(model), dtype)
         if source not in by_source:
             by_source[source] = _load(*source, device)
         loaded[model.name] = by_source[source]
@@ -110,10 +110,11 @@ def to_features(result: torch.Tensor | np.ndarray, dtype: FeatureDtype) -> Featu
     return freeze(bits.numpy().copy(), dtype)
 
 
-def _load(family_name: str, folder: Path, dtype: FeatureDtype, device: str) -> LoadedTower:
+def _load(family_name: str, folder: Path, options: Options, dtype: FeatureDtype, device: str) -> LoadedTower:
     family = open_family(family_name)
     logger.info("loading the vision tower of %s (%s, %s)", folder, dtype, device)
-    return LoadedTower(family.open_preprocessor(folder), family.open_tower(folder, device, dtype), dtype, device)
+    preprocess = family.open_preprocessor(folder, options)
+    return LoadedTower(preprocess, family.open_tower(folder, device, dtype), dtype, device)
 
 
 def _log(model: str, loaded: LoadedTower, others: Sequence[str]) -> None:

@@ -54,9 +54,9 @@ def llama() -> LlamaForCausalLM:
 
 @pytest.fixture
 def language(llama: LlamaForCausalLM) -> WatchedLanguage:
-    from deployments.models.llama import LlamaLanguage
+    from deployments.models.causal import CausalLanguage
 
-    return WatchedLanguage(LlamaLanguage(llama))
+    return WatchedLanguage(CausalLanguage(llama))
 
 
 @pytest.fixture

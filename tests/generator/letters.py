@@ -25,6 +25,7 @@ from deployments.types import (
     Json,
     Message,
     SamplingParams,
+    Task,
     TextPart,
 )
 
@@ -45,8 +46,9 @@ class LetterPrompts:
     """One token per character of the prompt, one character per generated token: text tells the tokens exactly."""
 
     stop_token_ids: frozenset[int] = frozenset({3, 5, 8, 13, 21, 34})
+    repetition_penalty = 1.0
 
-    def build(self, messages: Sequence[Message]) -> Prompt:
+    def build(self, messages: Sequence[Message], task: Task | None = None) -> Prompt:
         ids: list[int] = []
         spans: list[ImageSpan] = []
         for message in messages:

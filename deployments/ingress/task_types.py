@@ -1,0 +1,53 @@
+"""What goes into a task about one picture and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from deployments.ingress.turn_types import SamplingWish
+from deployments.types import Box, FinishReason, Grounding, ImageRef, Point, Task, Timings, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInput:
+    request_id: str
+    tenant: str
+    task: Task
+    image: ImageRef | None = None  # stored already; a QueryTask may go without
+    model: str | None = None  # None: the default model where it has the skill, else the first that has
+    sampling: SamplingWish = field(default_factory=SamplingWish)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStarted:
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskChunk:
+    """One of the three is not empty."""
+
+    text: str = ""  # of the answer
+    thought: str = ""
+    found: tuple[Box | Point, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReply:
+    request_id: str
+    model_used: str
+    text: str  # all chunks, joined; "" of detect and point
+    thought: str
+    grounding: tuple[Grounding, ...]
+    found: tuple[Box | Point, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFinished:
+    reply: TaskReply
+
+
+TaskEvent = TaskStarted | TaskChunk | TaskFinished

@@ -1,0 +1,68 @@
+"""transformers' causal language models, dressed as the LanguageModel of `family.py`; knows nothing of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from transformers import Cache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from deployments.models.family import Output, Prompt, Rules
+from deployments.models.weights import load_module
+
+
+class LlamaAlone(LlamaForCausalLM):  # type: ignore[misc]
+    _keys_to_ignore_on_load_unexpected = (r".*",)  # the vision half's tensors
+
+
+class CausalLanguage:
+    """LanguageModel over a module that takes `inputs_embeds` and gives logits, such as LlamaForCausalLM."""
+
+    def __init__(self, module: PreTrainedModel, position_rows: int = 1) -> None:
+        config = module.config.get_text_config()
+        self._module = module
+        self._position_rows = position_rows  # 1, or 3 for mrope
+        self.device: torch.device = module.device
+        self.dtype: torch.dtype = module.dtype
+        self.num_layers: int = config.num_hidden_layers
+        self.num_kv_heads: int = config.num_key_value_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.vocab_size: int = config.vocab_size
+        self.max_context_tokens: int = config.max_position_embeddings
+        self.feature_width: int = config.hidden_size
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        embeddings: torch.Tensor = self._module.get_input_embeddings()(token_ids)
+        return embeddings  # (B, S, D)
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+    def embed_place(self, coordinates: Sequence[float]) -> torch.Tensor:
+        raise AssertionError(f"prompts of this family hold no places, but {coordinates}")
+
+    def open_rules(self, prompt: Prompt, max_new_tokens: int) -> Rules | None:
+        return None
+
+    def forward(self, embeddings: torch.Tensor, positions: torch.Tensor, cache: Cache, mask: torch.Tensor) -> Output:
+        assert positions.shape == (self._position_rows, *embeddings.shape[:2]), positions.shape
+        assert mask.dtype == torch.bool, mask.dtype
+        assert mask.shape[:3] == (len(embeddings), 1, embeddings.shape[1]), mask.shape
+        output = self._module(
+            inputs_embeds=embeddings,
+            position_ids=positions[0] if self._position_rows == 1 else positions,
+            past_key_values=cache,
+            attention_mask=mask,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return Output(output.logits[:, -1].float())
+
+
+def open_llama(
+    folder: Path, config: LlamaConfig, key_mapping: Mapping[str, str], device: str, dtype: str
+) -> CausalLanguage:
+    """`key_mapping` turns the checkpoint's tensor names into LlamaForCausalLM's. Raises CheckpointError."""
+    module = load_module(LlamaAlone, folder, config, dtype, key_mapping)
+    return CausalLanguage(module.to(torch.device(device)))
