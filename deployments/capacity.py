@@ -138,18 +138,24 @@ def require_shared_stores(config: RetinaConfig, cluster: Cluster | None) -> None
 
 
 def resolve_device(config: RetinaConfig, cluster: Cluster) -> RetinaConfig:
-    """`auto` becomes cuda where the models ask for GPU shares and the cluster has GPUs, else cpu without shares."""
+    """`auto` becomes cpu without shares unless the models ask for GPU shares and the cluster has GPUs.
+
+    Where both is so it stays auto: only a replica on its node can tell whether torch can use the GPU that Ray gave it.
+    """
     if config.device == "auto":
         wants = any(replica.num_gpus > 0 for _, replica in replicas_of(config))
-        device = "cuda" if wants and cluster.num_gpus > 0 else "cpu"
-        config = config.model_copy(update={"device": device})
+        if not wants or cluster.num_gpus == 0:
+            config = config.model_copy(update={"device": "cpu"})
     return _without_gpus(config) if config.device == "cpu" else _with_gpus(config)
 
 
 def _with_gpus(config: RetinaConfig) -> RetinaConfig:
     for name, replica in replicas_of(config):
         if name not in ("ingress", "session_router") and replica.num_gpus == 0:
-            raise ConfigError(f"device: cuda, but {name} asks for no GPU; set its replica.num_gpus, e.g. 0.25")
+            raise ConfigError(
+                f"device: {config.device} on a cluster with GPUs, but {name} asks for no GPU; set its "
+                "replica.num_gpus, e.g. 0.25, or device: cpu"
+            )
     return config
 
 
@@ -175,11 +181,19 @@ def _without_own_gpus(own: dict[str, object]) -> dict[str, object]:
 def resolve_paths(config: RetinaConfig) -> RetinaConfig:
     """Relative folders become absolute, since replicas may start in another working directory than the build."""
     models = tuple(
-        model.model_copy(update={"checkpoint": os.path.abspath(model.checkpoint)})
-        if model.checkpoint and os.path.isdir(model.checkpoint)
-        else model
+        model.model_copy(
+            update={
+                "checkpoint": _absolute(model.checkpoint),
+                "tokenizer": model.tokenizer and _absolute(model.tokenizer),
+            }
+        )
         for model in config.models
     )
     return config.model_copy(
         update={"data_dir": os.path.abspath(os.path.expanduser(config.data_dir)), "models": models}
     )
+
+
+def _absolute(source: str) -> str:
+    """A folder that is there as an absolute path; a hub id, or nothing, as it is."""
+    return os.path.abspath(source) if source and os.path.isdir(source) else source

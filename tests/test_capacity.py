@@ -75,10 +75,12 @@ def test_shares_fill_up_gpus_and_whole_gpus_need_untouched_ones() -> None:
         require_capacity(config, cluster((8, 2)))
 
 
-def test_auto_is_cuda_only_where_shares_and_gpus_meet() -> None:
+def test_auto_is_left_to_the_replicas_only_where_shares_and_gpus_meet() -> None:
     shares = {"replica": {"num_gpus": 0.3}}
     wanting = config_with(vision_encoder=shares, generator=shares)
-    assert resolve_device(wanting, cluster((8, 1))).device == "cuda"
+    resolved = resolve_device(wanting, cluster((8, 1)))
+    assert resolved.device == "auto"
+    assert "0.3 GPU" in capacity_table(resolved)
     assert resolve_device(config_with(), cluster((8, 1))).device == "cpu"
 
 
@@ -98,15 +100,24 @@ def test_cuda_without_a_share_is_refused() -> None:
         resolve_device(config_with(device="cuda"), cluster((8, 1)))
 
 
+def test_auto_where_only_some_parts_have_a_share_is_refused() -> None:
+    shares = {"replica": {"num_gpus": 0.3}}
+    with pytest.raises(ConfigError, match=r"device: auto .* vision_encoder asks for no GPU"):
+        resolve_device(config_with(generator=shares), cluster((8, 1)))
+
+
 def test_relative_folders_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
     models = [
         {"name": "folder", "family": "smolvlm", "checkpoint": "weights"},
         {"name": "hub", "family": "smolvlm", "checkpoint": "owner/name"},
+        {"name": "moon", "family": "moondream", "checkpoint": "owner/name", "tokenizer": "weights"},
+        {"name": "star", "family": "moondream", "checkpoint": "owner/name", "tokenizer": "owner/other"},
     ]
     config = resolve_paths(parse_config({"models": models, "data_dir": "data"}))
-    assert [model.checkpoint for model in config.models] == [str(tmp_path / "weights"), "owner/name"]
+    assert [model.checkpoint for model in config.models] == [str(tmp_path / "weights"), *["owner/name"] * 3]
+    assert [model.tokenizer for model in config.models] == [None, None, str(tmp_path / "weights"), "owner/other"]
     assert os.path.isabs(config.data_dir)
 
 

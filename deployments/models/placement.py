@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 from deployments.config import Dtype
@@ -9,18 +10,22 @@ from deployments.errors import ConfigError
 from deployments.types import FeatureDtype
 
 Device = Literal["cpu", "cuda"]
+logger = logging.getLogger(__name__)
 
 
 def resolve_device(device: Literal["auto"] | Device) -> Device:
-    """`auto` is cuda where this process sees one. Raises ConfigError when cuda is asked for and not there."""
+    """`auto` is cuda where this process sees one, else the CPU, which the log says. Raises ConfigError when cuda is
+    asked for and not there."""
     import torch
 
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise ConfigError("device is cuda, but torch sees no CUDA device here; set it to auto or cpu", "device")
-    if device == "auto":
-        return "cuda" if has_cuda else "cpu"
-    return device
+    if device != "auto":
+        return device
+    if not has_cuda:
+        logger.warning("device: auto, and torch sees no CUDA device here: running on the CPU")
+    return "cuda" if has_cuda else "cpu"
 
 
 def resolve_dtype(dtype: Dtype, device: Device) -> FeatureDtype:

@@ -27,6 +27,12 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, is_the
     assert resolve_device("cpu") == "cpu"
 
 
+def test_auto_says_that_it_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    pretend_cuda(monkeypatch, is_there=False)
+    resolve_device("auto")
+    assert "running on the CPU" in caplog.text
+
+
 def test_cuda_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_cuda(monkeypatch, is_there=True)
     assert resolve_device("cuda") == "cuda"
