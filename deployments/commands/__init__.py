@@ -1,0 +1,1 @@
+"""The commands of `retina`, one file each; `deployments/cli.py` puts them together."""

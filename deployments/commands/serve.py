@@ -1,0 +1,70 @@
+"""`retina serve`: a config under Ray, or everything in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deployments.commands.terminal import DEFAULT_CONFIG, ConfigOption
+from deployments.config import RetinaConfig, read_config
+
+
+def serve(
+    config: ConfigOption = DEFAULT_CONFIG,
+    in_process: Annotated[bool, typer.Option("--in-process", help="One process under uvicorn, without Ray.")] = False,
+    port: Annotated[int | None, typer.Option(help="With --in-process: where to listen on 127.0.0.1; 8000.")] = None,
+) -> None:
+    """Serve a config: `serve run CONFIG` under Ray, or everything in one process."""
+    parsed = read_config(config)  # refuse nonsense before anything starts
+    if in_process:
+        asyncio.run(_serve_in_process(parsed, port or 8000))
+        return
+    if port is not None:
+        raise typer.BadParameter("under Ray the port stands in the config: http_options.port", param_hint="--port")
+    _require_servable(parsed)
+    os.execv(sys.executable, [sys.executable, "-m", "ray.serve.scripts", "run", str(config)])
+
+
+def _require_servable(config: RetinaConfig) -> None:
+    """What `graph.build` would refuse inside Ray, where `serve run` goes on waiting for ever."""
+    from deployments.capacity import Cluster, Node, require_cpus, require_shared_stores
+
+    require_shared_stores(config, None)
+    if not _joins_a_cluster():
+        require_cpus(config, Cluster((Node(_num_cores(), 0),)))
+
+
+def _joins_a_cluster() -> bool:
+    """Whether `serve run` finds a Ray that is there, instead of starting one on this machine's cores."""
+    if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
+        return True
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray"
+    return any((place / "ray_current_cluster").exists() for place in (folder, folder.parent))
+
+
+def _num_cores() -> float:
+    """Cores that Ray will see: those this process may use, or the container's share of them."""
+    cores = float(len(os.sched_getaffinity(0)))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores  # no control group of the second version
+    return cores if quota == "max" else min(cores, max(int(quota) // int(period), 1))
+
+
+async def _serve_in_process(config: RetinaConfig, port: int) -> None:
+    import uvicorn
+
+    from deployments.ingress.request_id import RequestIdFilter
+    from deployments.local import open_graph
+    from deployments.logs import configure_logging
+
+    configure_logging(RequestIdFilter())
+    async with open_graph(config) as graph:
+        server = uvicorn.Server(uvicorn.Config(graph.app(), host="127.0.0.1", port=port, log_level="info"))
+        await server.serve()

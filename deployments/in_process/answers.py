@@ -1,0 +1,55 @@
+"""What the models give back: an answer as a text that knows how it came about, or its pieces as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from deployments.in_process.bridge import Pull
+from deployments.ingress.task_types import TaskChunk, TaskEvent, TaskFinished, TaskReply
+from deployments.types import Grounding, Timings, Usage
+
+
+class Answer(str):
+    """The text of an answer, with what is known of how it came about."""
+
+    thought: str  # what the model said to itself before; "" without reasoning
+    grounding: tuple[Grounding, ...]  # what the thoughts spoke of
+    usage: Usage
+    timings: Timings
+
+    @classmethod
+    def from_reply(cls, reply: TaskReply) -> Answer:
+        answer = cls(reply.text)
+        answer.thought, answer.grounding = reply.thought, reply.grounding
+        answer.usage, answer.timings = reply.usage, reply.timings
+        return answer
+
+
+class AnswerStream(Iterator[str]):
+    """Pieces of an answer as they come; leaving the loop early and `close` cancel what is left of it."""
+
+    def __init__(self, events: Pull[TaskEvent]) -> None:
+        self._events = events
+        self.answer: Answer | None = None  # set at the end
+
+    def __next__(self) -> str:
+        for event in self._events:
+            if isinstance(event, TaskChunk) and event.text:
+                return event.text
+            if isinstance(event, TaskFinished):
+                self.answer = Answer.from_reply(event.reply)
+        raise StopIteration
+
+    def close(self) -> None:
+        self._events.close()
+
+    def __del__(self) -> None:
+        self._events.close()
+
+
+def finish(events: Pull[TaskEvent]) -> TaskReply:
+    with events:
+        for event in events:
+            if isinstance(event, TaskFinished):
+                return event.reply
+    raise AssertionError("a task ends with TaskFinished or raises")

@@ -1,0 +1,179 @@
+"""One model in the caller's process: loading, captions and questions, which all families have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypedDict, Unpack, overload
+
+from deployments.in_process.answers import Answer, AnswerStream, finish
+from deployments.in_process.bridge import InProcess, Pull
+from deployments.in_process.inputs import Sampling, read_picture, to_wish
+from deployments.ingress.task_types import TaskEvent
+from deployments.ingress.turn_types import SamplingWish
+from deployments.types import CaptionLength, CaptionTask, Chunk, ImagePart, Message, QueryTask, Task
+
+if TYPE_CHECKING:
+    from deployments.in_process.inputs import Picture
+
+DEMO_CHECKPOINTS = Path(__file__).parents[2] / "demo" / "checkpoints"
+
+
+class Place(TypedDict, total=False):
+    """Where a model's weights come from and where they run."""
+
+    revision: str | None  # of a hub id; "main" when none is given
+    device: str  # auto, cpu or cuda
+    dtype: str  # auto, float32, bfloat16 or float16
+    num_threads: int | None  # of torch; None: as many as this process may use cores
+    num_slots: int  # answers that can be generated at a time, 2 by default; each holds a KV cache
+
+
+class Model:
+    """One model in this process. `load` reads the weights, which the first question does otherwise; `close`, or the
+    end of a `with` block, gives the memory back.
+
+    `checkpoint` is a folder or a hub id; without one it is the demo checkpoint. A hub id is read at `revision`, "main"
+    when none is given. `device` is auto, cpu or cuda; `dtype` auto, float32, bfloat16 or float16.
+    """
+
+    family: ClassVar[str]
+
+    def __init__(
+        self,
+        checkpoint: str | Path | None = None,
+        **place: Unpack[Place],
+    ) -> None:
+        folder = DEMO_CHECKPOINTS / self.family if checkpoint is None else Path(checkpoint)
+        self._is_hub_id = not folder.is_dir() and not folder.is_absolute()
+        self._checkpoint = str(folder if checkpoint is None else checkpoint)
+        self._place = place
+        self._running: InProcess | None = None
+
+    def load(self) -> Self:
+        """Read the weights and return the model itself. Raises CheckpointError, ConfigError."""
+        if self._running is None:
+            device, dtype = self._place.get("device", "auto"), self._place.get("dtype", "auto")
+            num_threads, num_slots = self._place.get("num_threads"), self._place.get("num_slots", 2)
+            self._running = InProcess(self._section(), device, dtype, num_threads, num_slots)
+        return self
+
+    def close(self) -> None:
+        """Cancel running answers and free the memory; the next question loads anew."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
+
+    def __enter__(self) -> Self:
+        return self.load()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @overload
+    def caption(
+        self,
+        image: Picture,
+        *,
+        length: CaptionLength = ...,
+        language: str = ...,
+        prompt: str | None = ...,
+        stream: Literal[False] = ...,
+        **sampling: Unpack[Sampling],
+    ) -> Answer: ...
+
+    @overload
+    def caption(
+        self,
+        image: Picture,
+        *,
+        length: CaptionLength = ...,
+        language: str = ...,
+        prompt: str | None = ...,
+        stream: Literal[True],
+        **sampling: Unpack[Sampling],
+    ) -> AnswerStream: ...
+
+    def caption(
+        self,
+        image: Picture,
+        *,
+        length: CaptionLength = "normal",
+        language: str = "en",
+        prompt: str | None = None,
+        stream: bool = False,
+        **sampling: Unpack[Sampling],
+    ) -> Answer | AnswerStream:
+        """Describe a picture: the text, or with `stream` its pieces as they come.
+
+        `prompt` replaces the words that length and language stand for. `sampling` takes temperature, top_p, top_k,
+        max_new_tokens and seed. Raises InvalidRequest for a language that the model does not have, InvalidImage.
+        """
+        return self._answer(CaptionTask(length, language, prompt), image, sampling, stream=stream)
+
+    @overload
+    def query(
+        self,
+        image: Picture | None,
+        question: str,
+        *,
+        reasoning: bool = ...,
+        stream: Literal[False] = ...,
+        **sampling: Unpack[Sampling],
+    ) -> Answer: ...
+
+    @overload
+    def query(
+        self,
+        image: Picture | None,
+        question: str,
+        *,
+        reasoning: bool = ...,
+        stream: Literal[True],
+        **sampling: Unpack[Sampling],
+    ) -> AnswerStream: ...
+
+    def query(
+        self,
+        image: Picture | None,
+        question: str,
+        *,
+        reasoning: bool = False,
+        stream: bool = False,
+        **sampling: Unpack[Sampling],
+    ) -> Answer | AnswerStream:
+        """Answer a question about a picture, or with None about nothing seen: the text, or its pieces as they come.
+
+        With `reasoning`, of models that have it, the answer's `thought` holds what came before it.
+        """
+        return self._answer(QueryTask(question, reasoning), image, sampling, stream=stream)
+
+    # ------------------------------------------------------------------------------- the bridge
+
+    def ask(self, messages: tuple[Message, ...], sampling: SamplingWish) -> Pull[Chunk]:
+        """The answer to a conversation whose pictures `add_image` gave."""
+        return self._graph.generate(messages, sampling)
+
+    def add_image(self, image: Picture) -> ImagePart:
+        return ImagePart(self._graph.add_image(read_picture(image)))
+
+    @property
+    def _graph(self) -> InProcess:
+        self.load()
+        assert self._running is not None
+        return self._running
+
+    def _section(self) -> dict[str, object]:
+        """The model's section of a configuration."""
+        revision = self._place.get("revision") or ("main" if self._is_hub_id else None)
+        return {"name": self.family, "family": self.family, "checkpoint": self._checkpoint, "revision": revision}
+
+    def _answer(self, task: Task, image: Picture | None, sampling: Sampling, *, stream: bool) -> Answer | AnswerStream:
+        events = self._events(task, image, sampling)
+        return AnswerStream(events) if stream else Answer.from_reply(finish(events))
+
+    def _events(self, task: Task, image: Picture | None, sampling: Sampling) -> Pull[TaskEvent]:
+        ref = None if image is None else self._graph.add_image(read_picture(image))
+        return self._graph.run_task(task, ref, to_wish(sampling))
