@@ -12,6 +12,9 @@
 7. Chunks go back from the generator straight to `ingress/turns.py` and out as JSON or server-sent events.
 8. `session_router/service.py` closes the turn: question and answer are stored at once or not at all.
 
+A task about one picture (caption, query, detect, point) goes through `ingress/vision.py` and `ingress/tasks.py`
+instead, without a session and so without steps 4 and 8.
+
 Between processes the hops are Ray Serve handles (`handles.py`, bound in `graph.py`); in one process they are plain
 calls (`local.py`). The words that travel stand in `types.py`, the errors in `errors.py`, the settings in `config.py`.
 """

@@ -15,9 +15,10 @@ from deployments.commands.demo import demo
 from deployments.commands.serve import serve
 from deployments.commands.terminal import show_error
 from deployments.errors import RetinaError
+from deployments.training.command import train_projector
 
 app = typer.Typer(help="Retina: vision-language chat.", no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (chat, serve, check, settings):
+for command in (chat, serve, check, settings, train_projector):
     app.command()(command)
 app.add_typer(demo, name="demo")
 

@@ -7,18 +7,17 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field, replace
 
 from deployments.errors import DeadlineExceeded
+from deployments.fake_answers import answer, grounding, newest_picture, text_of
 from deployments.types import (
     Chunk,
     EncodeRequest,
     FeatureSource,
-    FinishReason,
     GenerateRequest,
     ImageFeatures,
-    ImageRef,
     Json,
     Timings,
     Usage,
@@ -41,10 +40,11 @@ class Gate:
 
 
 class FakeGenerator:
-    """Says back the question and the picture's size, one word a chunk.
+    """Says back the question and the picture's size, one word a chunk; finds what is nowhere, one place a chunk.
 
     The same prompt always gets the same answer: temperature, top_p, top_k and seed change nothing. max_new_tokens
-    (words here), stop and the deadline are kept. With a vision encoder it asks for the picture's features first.
+    (words and places here), stop and the deadline are kept. With a vision encoder it asks for the picture's features
+    first.
     """
 
     def __init__(
@@ -72,13 +72,19 @@ class FakeGenerator:
         try:
             clock = _Clock(request.timeout_s)
             features = await self._look(request)
-            words, reason = _answer(request)
-            for position, word in enumerate(words[:-1]):
+            chunks, reason = answer(request)
+            for position, chunk in enumerate(chunks[:-1]):
                 await self._pause(position, clock)
-                yield Chunk(word, 1)
-            await self._pause(len(words) - 1, clock)
+                yield chunk
+            await self._pause(len(chunks) - 1, clock)
             outcome = reason
-            yield Chunk(words[-1], 1, reason, _usage(request, len(words)), clock.timings(features))
+            yield replace(
+                chunks[-1],
+                finish_reason=reason,
+                usage=_usage(request, chunks),
+                timings=clock.timings(features),
+                grounding=grounding(request, chunks),
+            )
         except Exception:
             outcome = "failed"
             raise
@@ -92,13 +98,13 @@ class FakeGenerator:
         return {"running": self._num_running, **self._ended}
 
     async def _look(self, request: GenerateRequest) -> ImageFeatures | None:
-        image = _image(request)
+        image = newest_picture(request)
         if image is None or self._vision_encoder is None:
             return None
         return await self._vision_encoder.encode(EncodeRequest(request.tenant, self._model, image, request.timeout_s))
 
     async def _pause(self, position: int, clock: _Clock) -> None:
-        """What comes before the word at `position`."""
+        """What comes before the chunk at `position`."""
         if self._failure is not None and position == self._fail_after_chunks:
             raise self._failure
         try:
@@ -175,28 +181,7 @@ class _Clock:
         )
 
 
-def _answer(request: GenerateRequest) -> tuple[list[str], FinishReason]:
-    """At least one word, spaces included, so that they join to the answer."""
-    text = f'You asked: "{request.messages[-1].text}".'
-    image = _image(request)
-    if image is not None:
-        text += f" The picture has {image.width} x {image.height} pixels."
-    if len(request.messages) > 1:
-        text += f" I remember {len(request.messages) - 1} messages before this one."
-    ends = [text.index(stop) for stop in request.sampling.stop if stop in text]
-    text = text[: min(ends)] if ends else text
-    first, *others = text.split(" ")
-    words = [first, *(f" {word}" for word in others)]
-    limit = request.sampling.max_new_tokens
-    return words[:limit], "length" if len(words) > limit else "stop"
-
-
-def _image(request: GenerateRequest) -> ImageRef | None:
-    images = [image for message in request.messages for image in message.images]
-    return images[-1] if images else None
-
-
-def _usage(request: GenerateRequest, num_words: int) -> Usage:
+def _usage(request: GenerateRequest, chunks: Sequence[Chunk]) -> Usage:
     image_tokens = IMAGE_TOKENS * sum(len(message.images) for message in request.messages)
-    text_tokens = sum(len(message.text.split()) for message in request.messages)
-    return Usage(image_tokens + text_tokens, image_tokens, 0, num_words)
+    text_tokens = len(text_of(request).split())
+    return Usage(image_tokens + text_tokens, image_tokens, 0, sum(chunk.num_tokens for chunk in chunks))

@@ -18,6 +18,7 @@ from deployments.images.check import check_image
 from deployments.images.secret import open_secret, tenant_secret
 from deployments.images.stores.open import open_image_store
 from deployments.ingress.app import create_app
+from deployments.ingress.tasks import Tasks
 from deployments.ingress.tenants import PUBLIC_TENANT
 from deployments.ingress.turns import TurnEvent, TurnInput, Turns
 from deployments.session_router.service import Router, open_router
@@ -52,6 +53,7 @@ class LocalParts:
 class Graph:
     config: RetinaConfig
     turns: Turns
+    tasks: Tasks
     router: Router
     images: ImageStore
     secret: bytes
@@ -73,6 +75,7 @@ class Graph:
         return create_app(
             config=self.config,
             turns=self.turns,
+            tasks=self.tasks,
             archive=self.router,
             images=self.images,
             secret=self.secret,
@@ -97,7 +100,9 @@ async def open_graph(config: RetinaConfig) -> AsyncIterator[Graph]:
             generators[model.name] = await asyncio.to_thread(open_generator, config, model.name, encoder)
             _close_at_end(stack, generators[model.name])
         turns = Turns(router, generators, config)
-        yield Graph(config, turns, router, images, open_secret(data_dir), LocalParts(router, encoder, generators))
+        tasks = Tasks(generators, config, turns.metrics)
+        parts = LocalParts(router, encoder, generators)
+        yield Graph(config, turns, tasks, router, images, open_secret(data_dir), parts)
 
 
 def _close_at_end(stack: contextlib.AsyncExitStack, part: object) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 METRICS: Mapping[str, str] = {
     "ingress_requests": "requests, by outcome (an HTTP status or cancelled)",
     "ingress_cancelled": "turns whose client went away, by stage (open, first_token, stream)",
+    "ingress_tasks": "tasks, by skill and outcome (stop, length, cancelled, deadline, refused, failed): caption.stop",
+    "ingress_tasks_cancelled": "tasks whose client went away, by stage (first_token, stream)",
     "session_router_turns": "turns, by outcome (opened, committed, aborted, busy, lease_lost, expired)",
     "vision_encoder_requests": "encode requests, by source (tower, memory, disk, shared) or error",
     "vision_encoder_tower_images": "pictures that went through a tower",

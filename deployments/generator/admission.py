@@ -1,14 +1,27 @@
-"""Says which sampling the engine takes. Pure; knows no torch and no asyncio."""
+"""Says which requests the engine takes. Pure; knows no torch and no asyncio."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from deployments.config import GeneratorConfig
 from deployments.errors import InvalidRequest
-from deployments.types import SamplingParams
+from deployments.types import GenerateRequest, SamplingParams
+
+if TYPE_CHECKING:
+    from deployments.models.family import PromptFormat
 
 MAX_SEED = 2**63 - 1
+MAX_REPETITION_PENALTY = 10.0
+
+
+def check_request(request: GenerateRequest, limits: GeneratorConfig) -> None:
+    """Raises InvalidRequest naming the field, what it was and what is allowed."""
+    check_sampling(request.sampling, limits)
+    if request.task is not None:
+        _check_task_messages(request)
 
 
 def check_sampling(sampling: SamplingParams, limits: GeneratorConfig) -> None:
@@ -21,6 +34,27 @@ def check_sampling(sampling: SamplingParams, limits: GeneratorConfig) -> None:
     if sampling.seed is not None:
         _require_whole("seed", sampling.seed, 0, MAX_SEED, f"0 to {MAX_SEED}")
     _check_stop(sampling.stop, limits)
+    if sampling.repetition_penalty is not None:
+        penalty, allowed = sampling.repetition_penalty, f"more than 0 and at most {MAX_REPETITION_PENALTY:g}"
+        _require_number("repetition_penalty", penalty, 0 < penalty <= MAX_REPETITION_PENALTY, allowed)
+
+
+def with_defaults(sampling: SamplingParams, prompts: PromptFormat) -> SamplingParams:
+    """With what the checkpoint says where the request says nothing."""
+    if sampling.repetition_penalty is not None:
+        return sampling
+    return replace(sampling, repetition_penalty=prompts.repetition_penalty)
+
+
+def _check_task_messages(request: GenerateRequest) -> None:
+    messages = request.messages
+    if [message.role for message in messages] != ["user"]:
+        raise InvalidRequest(f"a task comes with one user message, not with {len(messages)} messages", "messages")
+    [message] = messages
+    if len(message.images) > 1:
+        raise InvalidRequest(f"a task is about one picture; the message has {len(message.images)}", "messages")
+    if message.text:
+        raise InvalidRequest("a task says all itself; its message has text of its own", "messages")
 
 
 def _check_stop(stop: tuple[str, ...], limits: GeneratorConfig) -> None:

@@ -1,4 +1,6 @@
-"""Makes a conversation fit a model's context: its oldest exchanges go first, its picture stays. Pure, no torch."""
+"""Makes a request fit a model's context: a conversation's oldest exchanges go first, its picture stays; a task stays
+whole. Pure, no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from deployments.errors import PromptTooLong
-from deployments.types import ImagePart, ImageRef, Message
+from deployments.types import GenerateRequest, ImagePart, ImageRef, Message
 
 if TYPE_CHECKING:
-    from deployments.models.family import Prompt
+    from deployments.models.family import Prompt, PromptFormat
 
 MAX_RESERVED_SHARE = 4  # at most 1 / this of the context is kept free for the answer
 
@@ -25,6 +27,15 @@ class Fitted:
     messages: tuple[Message, ...]
     prompt: Prompt
     max_new_tokens: int
+
+
+def fit_request(request: GenerateRequest, prompts: PromptFormat, context_tokens: int) -> Fitted:
+    """What the model will read of `request`. Raises PromptTooLong, and InvalidRequest for what the model cannot do."""
+    asked = request.sampling.max_new_tokens
+    if request.task is None:
+        return fit_context(request.messages, prompts.build, asked, context_tokens)
+    prompt = prompts.build(request.messages, request.task)
+    return Fitted(request.messages, prompt, fit_answer(prompt, asked, context_tokens))
 
 
 def fit_context(
@@ -59,10 +70,10 @@ def fit_answer(prompt: Prompt, max_new_tokens: int, context_tokens: int) -> int:
     num_tokens = len(prompt.token_ids)
     if num_tokens + 1 > context_tokens:
         num_images = prompt.num_image_tokens
+        shortest = "the prompt" if prompt.task is not None else "even without earlier messages the prompt"
         raise PromptTooLong(
-            f"even without earlier messages the prompt has {num_tokens} tokens ({num_images} image tokens + "
-            f"{num_tokens - num_images} text tokens); with at least 1 for the answer that exceeds this model's "
-            f"context of {context_tokens} tokens",
+            f"{shortest} has {num_tokens} tokens ({num_images} image tokens + {num_tokens - num_images} text tokens); "
+            f"with at least 1 for the answer that exceeds this model's context of {context_tokens} tokens",
             "message",
         )
     return min(max_new_tokens, context_tokens - num_tokens)

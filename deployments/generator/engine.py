@@ -14,14 +14,16 @@ from collections.abc import AsyncGenerator
 
 from deployments.config import GeneratorConfig, RetinaConfig
 from deployments.errors import DeadlineExceeded, Overloaded, PartUnavailable, RetinaError
-from deployments.generator.admission import check_sampling
-from deployments.generator.context import Fitted, fit_context
+from deployments.generator.admission import check_request, with_defaults
+from deployments.generator.answer_text import AnswerText
+from deployments.generator.context import Fitted, fit_request
 from deployments.generator.loading import load_model
+from deployments.generator.modes import build_runner
 from deployments.generator.pictures import check_features, pictures_of, pull_features
 from deployments.generator.scheduler import estimate_retry_s
-from deployments.generator.sequence import AnswerText, Marks, Sequence, slowest_source
-from deployments.generator.step import Runner
+from deployments.generator.sequence import Marks, Sequence, slowest_source
 from deployments.generator.stream import AnswerStream
+from deployments.generator.thoughts import Thoughts
 from deployments.generator.ticket import Ticket
 from deployments.generator.worker import Worker
 from deployments.metrics import Metrics
@@ -53,7 +55,7 @@ class Engine:
         self._config = config
         self._numbers = itertools.count()
         self._live: set[Ticket] = set()
-        runner = _build_runner(language, config, self.context_tokens)
+        runner = build_runner(language, config, self.context_tokens)
         self._worker = Worker(runner, prompts.stop_token_ids, self.metrics, model)
 
     # ------------------------------------------------------------------ one request
@@ -84,7 +86,7 @@ class Engine:
         arrived = time.monotonic()
         if self.closing is not None:
             raise PartUnavailable(self.closing)
-        check_sampling(request.sampling, self._config)
+        check_request(request, self._config)
         timeout_s = min(request.timeout_s, self._config.max_timeout_s)
         if not timeout_s > 0:  # nan included
             raise DeadlineExceeded("the time for this request was over when it reached the generator")
@@ -147,9 +149,8 @@ class Engine:
 
     async def _build_sequence(self, ticket: Ticket) -> Sequence:
         request = ticket.request
-        asked = request.sampling.max_new_tokens
         # It tokenizes: off the event loop.
-        fitted = await asyncio.to_thread(fit_context, request.messages, self._prompts.build, asked, self.context_tokens)
+        fitted = await asyncio.to_thread(fit_request, request, self._prompts, self.context_tokens)
         if num_dropped := len(request.messages) - len(fitted.messages):
             logger.info("request %s: its %d oldest messages do not fit", request.request_id, num_dropped)
         marks = Marks(ticket.arrived)
@@ -160,9 +161,11 @@ class Engine:
             prompt=fitted.prompt,
             features=features,
             encode_source=slowest_source(features.values()),
-            sampling=request.sampling,
+            sampling=with_defaults(request.sampling, self._prompts),
             max_new_tokens=fitted.max_new_tokens,
-            answer=AnswerText(self._prompts.decode, request.sampling.stop),
+            max_positions=self.context_tokens,
+            answer=AnswerText(self._prompts.decode, request.sampling.stop, self._prompts.byte_token_ids),
+            thoughts=Thoughts(self._prompts.decode, self._prompts.byte_token_ids),
             stream=ticket.stream,
             marks=marks,
         )
@@ -238,15 +241,6 @@ def _outcome(error: Exception) -> str:
     if isinstance(error, Overloaded) or (isinstance(error, RetinaError) and error.status < 500):
         return "rejected"
     return "failed"
-
-
-def _build_runner(language: LanguageModel, config: GeneratorConfig, context_tokens: int) -> Runner:
-    from deployments.generator.runner import BatchRunner
-    from deployments.generator.simple import SimpleRunner
-
-    if config.mode == "simple":
-        return SimpleRunner(language)
-    return BatchRunner(language, config.num_slots, context_tokens, config.prefill_chunk_tokens)
 
 
 def open_engine(config: RetinaConfig, model: str, encoder: VisionEncoder) -> Engine:

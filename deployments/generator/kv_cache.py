@@ -90,14 +90,19 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
     def num_bytes(self) -> int:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.slot_layers)
 
-    def prefill_window(self, slot: int, start: int, length: int) -> torch.Tensor:
-        """Point the next pass at positions `start` to `start + length` of one slot; its causal mask (1, 1, S, L)."""
+    def prefill_window(self, slot: int, start: int, length: int, num_mutual: int = 0) -> torch.Tensor:
+        """Point the next pass at positions `start` to `start + length` of one slot; its mask (1, 1, S, L).
+
+        Causal, except that the first `num_mutual` positions of the slot see each other; they come in one pass.
+        """
+        assert num_mutual <= start or (start == 0 and num_mutual <= length), (start, length, num_mutual)
         window = self.window
         window.slots, window.start, window.length = slice(slot, slot + 1), start, start + length
         window.positions = window.rows = None
         device = self.slot_layers[0].keys.device
-        queries = torch.arange(start, start + length, device=device)
-        return (torch.arange(window.length, device=device)[None, :] <= queries[:, None])[None, None]
+        # The last position that each one sees: itself, or the end of the mutual ones.
+        horizons = torch.arange(start, start + length, device=device).clamp(min=num_mutual - 1)
+        return (torch.arange(window.length, device=device)[None, :] <= horizons[:, None])[None, None]
 
     def decode_window(self, positions: torch.Tensor, longest: int) -> torch.Tensor:
         """Point the next pass at one new token in each of the slots 0 to B-1; its mask (B, 1, 1, L).

@@ -8,15 +8,13 @@ from collections.abc import Sequence as SequenceOf
 
 import torch
 
+from deployments.generator.choosing import Rows, choose, prepare
+from deployments.generator.input_embeddings import embed_next, embed_prompt
 from deployments.generator.kv_cache import SlotCache
-from deployments.generator.prompt_embeddings import embed_prompt
-from deployments.generator.sampling import open_rng, sample
 from deployments.generator.scheduler import Plan, Prefill, Row, plan_step
 from deployments.generator.sequence import Sequence
 from deployments.generator.step import Step
-from deployments.models.family import LanguageModel
-
-Rows = list[tuple[SequenceOf[Sequence], torch.Tensor]]  # who waits for a token, and their logits (B, vocab_size)
+from deployments.models.family import LanguageModel, Output
 
 
 class BatchRunner:
@@ -45,11 +43,11 @@ class BatchRunner:
             self._try_prefill(prefill, by_number[prefill.number], rows, step)
         if plan.decodes:
             self._try_decode([by_number[number] for number in plan.decodes], rows, step)
-        self._try_sample(rows, step)
+        choose(rows, step)
         return step
 
     def release(self, sequence: Sequence) -> None:
-        sequence.image_rows = None
+        sequence.let_go()
         if sequence.slot is not None:
             self._cache.clear(sequence.slot, sequence.num_positions)
             sequence.slot = None
@@ -69,22 +67,22 @@ class BatchRunner:
         if prefill.start == 0:
             sequence.marks.prefill_began = time.monotonic()
         try:
-            logits = self._prefill(prefill, sequence)
+            output = self._prefill(prefill, sequence)
         except Exception as error:  # whatever it is, it is this sequence's own
             step.failures.append((sequence, error))
             return
         sequence.num_prefilled += prefill.length
         if sequence.is_prefilled:
-            rows.append(([sequence], logits))
+            rows.append(([sequence], output))
 
-    def _prefill(self, prefill: Prefill, sequence: Sequence) -> torch.Tensor:
+    def _prefill(self, prefill: Prefill, sequence: Sequence) -> Output:
         stop = prefill.start + prefill.length
-        if sequence.rng is None:
-            sequence.rng = open_rng(sequence.sampling, self._language.device)
+        if prefill.start == 0:
+            prepare(sequence, self._language)
         embeddings = embed_prompt(self._language, sequence, prefill.start, stop)
         positions = torch.from_numpy(sequence.prompt.positions[:, None, prefill.start : stop].copy())
-        mask = self._cache.prefill_window(prefill.slot, prefill.start, prefill.length)
-        return self._language.forward(embeddings, positions.to(self._language.device), self._cache, mask).logits
+        mask = self._cache.prefill_window(prefill.slot, prefill.start, prefill.length, sequence.prompt.num_mutual)
+        return self._language.forward(embeddings, positions.to(self._language.device), self._cache, mask)
 
     def _try_decode(self, batch: SequenceOf[Sequence], rows: Rows, step: Step) -> None:
         try:
@@ -92,14 +90,14 @@ class BatchRunner:
         except Exception as error:  # one pass for all of them: nothing tells whose fault it was
             step.failures += [(sequence, error) for sequence in batch]
 
-    def _decode(self, batch: SequenceOf[Sequence]) -> torch.Tensor:
+    def _decode(self, batch: SequenceOf[Sequence]) -> Output:
         """One more token for each; the sequence at index i sits in slot i."""
-        writes = [sequence.num_positions - 1 for sequence in batch]
+        writes = [sequence.next_index for sequence in batch]
         inputs = torch.tensor(
             [
-                [sequence.token_ids[-1] for sequence in batch],
+                [sequence.next_token_id for sequence in batch],
                 writes,
-                [sequence.prompt.next_position + len(sequence.token_ids) - 1 for sequence in batch],
+                [sequence.next_position for sequence in batch],
             ]
         )
         # One transfer for all three; pinned, so that the host need not wait for it.
@@ -108,24 +106,12 @@ class BatchRunner:
         ids, slots_positions, positions = inputs.to(self._language.device, non_blocking=True)
         position_rows = batch[0].prompt.positions.shape[0]
         mask = self._cache.decode_window(slots_positions, max(writes))
-        embeddings = self._language.embed(ids[:, None])
+        embeddings = embed_next(self._language, ids, batch)
         return self._language.forward(
             embeddings, positions[None, :, None].expand(position_rows, -1, 1), self._cache, mask
-        ).logits
-
-    def _try_sample(self, rows: Rows, step: Step) -> None:
-        """One choice, and one wait for the device, for all rows of the step."""
-        if not rows:
-            return
-        batch = [sequence for sequences, _ in rows for sequence in sequences]
-        try:
-            logits = rows[0][1] if len(rows) == 1 else torch.cat([logits for _, logits in rows])
-            ids = sample(logits, [sequence.sampling for sequence in batch], [sequence.rng for sequence in batch])
-        except Exception as error:
-            step.failures += [(sequence, error) for sequence in batch]
-            return
-        step.tokens += zip(batch, ids, strict=True)
+        )
 
 
 def _to_row(sequence: Sequence) -> Row:
-    return Row(sequence.number, sequence.num_prompt_tokens, sequence.num_prefilled, sequence.slot)
+    prompt = sequence.prompt
+    return Row(sequence.number, len(prompt.token_ids), sequence.num_prefilled, sequence.slot, prompt.num_mutual)

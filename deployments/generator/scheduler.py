@@ -1,7 +1,8 @@
 """Decides what the next step computes; values in, a Plan out. Knows no torch, no asyncio and no clock.
 
 The policy: everybody who decodes decodes in every step; beside that, at most `prefill_chunk_tokens` of prompt are
-computed, oldest request first, so a long prompt delays its neighbours by one chunk and never by its whole length.
+computed, oldest request first, so a long prompt delays its neighbours by one chunk and never by its whole length. Only
+positions that see each other both ways are never parted; such a beginning may take several chunks at once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ class Row:
     num_prompt_tokens: int
     num_prefilled: int
     slot: int | None  # None: waiting for one
+    num_mutual: int = 0  # prompt tokens at the beginning that must be computed in one go
 
     @property
     def is_decoding(self) -> bool:
@@ -95,20 +97,34 @@ def _share_chunk(
 ) -> tuple[Prefill, ...]:
     """Give the chunk to the half-done prompt first, then to waiting ones in order of arrival while slots are free.
 
-    Each takes all it can, so after a step at most one prompt is half done.
+    Each takes all it can, so after a step at most one prompt is half done. Who cannot begin with what is left ends the
+    round: had a later one gone first, a long beginning could wait for ever.
     """
     free = [slot for slot in range(num_slots) if slot not in slots.values()]
     unfinished = [row for row in rows if not row.is_decoding]
     prefills: list[Prefill] = []
     left = prefill_chunk_tokens
     for row in sorted(unfinished, key=lambda row: (row.slot is None, row.number)):
-        if left == 0 or (row.slot is None and not free):
+        length = _prefill_length(row, left, prefill_chunk_tokens)
+        if length == 0 or (row.slot is None and not free):
             break
         slot = free.pop(0) if row.slot is None else slots[row.number]
-        length = min(left, row.num_prompt_tokens - row.num_prefilled)
         prefills.append(Prefill(row.number, slot, row.num_prefilled, length))
         left -= length
     return tuple(prefills)
+
+
+def _prefill_length(row: Row, left: int, prefill_chunk_tokens: int) -> int:
+    """How many of its prompt tokens are computed next, when `left` of this step's chunk are not given away yet.
+
+    A beginning that no chunk can hold gets as many whole chunks as it needs, alone in its step.
+    """
+    unit = row.num_mutual if row.num_prefilled == 0 else 0
+    if unit > prefill_chunk_tokens and left == prefill_chunk_tokens:
+        left = -(-unit // prefill_chunk_tokens) * prefill_chunk_tokens
+    if left < unit:
+        return 0
+    return min(max(left, 0), row.num_prompt_tokens - row.num_prefilled)
 
 
 def estimate_retry_s(remaining_tokens: Sequence[int], tokens_per_s: float, max_wait_s: float) -> float:

@@ -1,84 +1,36 @@
-"""One request on its way through the engine: prompt, generated tokens, text, and when each stage began.
+"""One request on its way through the engine: prompt, chosen tokens, text, and when each stage began.
 
 Knows no torch and no asyncio. After hand-over only the engine's thread changes it, `is_dropped` excepted.
 """
 
 from __future__ import annotations
 
-from collections import abc
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from deployments.generator.detokenizer import Detokenizer
-from deployments.types import Chunk, FeatureSource, FinishReason, ImageFeatures, SamplingParams, Timings, Usage
+from deployments.generator.answer_text import AnswerText
+from deployments.generator.thoughts import Thoughts
+from deployments.types import (
+    Box,
+    Chunk,
+    FeatureSource,
+    FinishReason,
+    ImageFeatures,
+    Point,
+    SamplingParams,
+    Timings,
+    Usage,
+)
 
 if TYPE_CHECKING:
     import torch
 
+    from deployments.generator.repetition import Repetition
     from deployments.generator.stream import AnswerStream
-    from deployments.models.family import Prompt
+    from deployments.models.family import Prompt, Rules, Ruling
 
 Stage = Literal["waiting", "encode", "prefill", "decode"]
-
-
-class StopScanner:
-    """Ends a text before the first stop string, holding back what could be the beginning of one."""
-
-    def __init__(self, stop: abc.Sequence[str]) -> None:
-        self._stop = tuple(stop)
-        self._held = ""
-
-    def push(self, piece: str) -> tuple[str, bool]:
-        """Text that is safe to show now, and whether a stop string was met; nothing may be pushed after one."""
-        text = self._held + piece
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)], True
-        held = max((_overlap(text, stop) for stop in self._stop), default=0)
-        safe = len(text) - held
-        self._held = text[safe:]
-        return text[:safe], False
-
-    def flush(self) -> str:
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)
-
-
-class AnswerText:
-    """From token ids to the text a client may see: whole characters, up to the first stop string.
-
-    White space before the answer's first character is left out: chat templates such as SmolVLM's end the prompt with
-    "Assistant:" and write a stored answer as "Assistant: answer", so the space belongs to the template. Kept, it would
-    be doubled in the next turn's prompt. Stop strings do not see it either: they are about what clients see.
-    """
-
-    def __init__(self, decode: Callable[[abc.Sequence[int]], str], stop: abc.Sequence[str]) -> None:
-        self._detokenizer = Detokenizer(decode)
-        self._scanner = StopScanner(stop)
-        self._has_begun = False  # a character that is not white space was seen
-
-    def push(self, token_id: int) -> tuple[str, bool]:
-        """New text, and whether it ends here because of a stop string."""
-        return self._scanner.push(self._begin(self._detokenizer.push(token_id)))
-
-    def finish(self) -> tuple[str, bool]:
-        """The held-back rest, and whether a stop string ended it."""
-        text, stopped = self._scanner.push(self._begin(self._detokenizer.flush()))
-        return (text, True) if stopped else (text + self._scanner.flush(), False)
-
-    def _begin(self, text: str) -> str:
-        if not self._has_begun:
-            text = text.lstrip()
-            self._has_begun = bool(text)
-        return text
 
 
 @dataclass(slots=True)
@@ -112,19 +64,28 @@ class Sequence:
     prompt: Prompt
     features: dict[str, ImageFeatures]  # by picture id; emptied once `image_rows` are made
     encode_source: FeatureSource | None  # None without picture
-    sampling: SamplingParams
-    max_new_tokens: int  # what was asked for, cut to the context
+    sampling: SamplingParams  # with the checkpoint's repetition_penalty where the request has none
+    max_new_tokens: int  # of the answer's text; what was asked for, cut to the context
+    max_positions: int  # of the KV cache: the context
     answer: AnswerText
+    thoughts: Thoughts
     stream: AnswerStream  # where chunks go
     marks: Marks
-    token_ids: list[int] = field(default_factory=list)  # generated, stop tokens left out
+    token_ids: list[int] = field(default_factory=list)  # chosen, what ended the answer left out
+    next_token_id: int = 0  # goes into the model in the next step, unless there is a `next_embedding`
     num_prefilled: int = 0  # prompt tokens whose K/V are there
     slot: int | None = None  # of the KV cache; set by the runner
     is_dropped: bool = False  # set by the event loop: nobody reads any more
     is_finished: bool = False  # the last chunk was made
     image_rows: torch.Tensor | None = None  # (image_tokens, D) on the device, while prefill needs it
-    rng: torch.Generator | None = None  # this sequence's own draws; set by the runner when sampling
+    next_embedding: torch.Tensor | None = None  # (D,), in place of a token's
+    rng: torch.Generator | None = None  # this sequence's own draws; set with the two below before the first pass
+    repetition: Repetition | None = None  # None: no penalty
+    rules: Rules | None = None  # None: tokens are text up to a stop token
+    _num_answer_tokens: int = 0
     _num_unsent: int = 0  # tokens since the last chunk, their text is held back
+    _unsent_thought: str = ""
+    _unsent_found: tuple[Box | Point, ...] = ()
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -140,6 +101,16 @@ class Sequence:
         return self.num_prompt_tokens + len(self.token_ids)
 
     @property
+    def next_index(self) -> int:
+        """Where the next input's K/V go, while decoding."""
+        return self.num_positions - 1
+
+    @property
+    def next_position(self) -> int:
+        """The next input's position for the model, in all position rows, while decoding."""
+        return self.prompt.next_position + len(self.token_ids) - 1
+
+    @property
     def is_abandoned(self) -> bool:
         return self.is_dropped or not self.stream.is_reachable
 
@@ -149,39 +120,87 @@ class Sequence:
             return "decode"
         return "prefill" if self.marks.prefill_began else "waiting"
 
-    def accept(self, token_id: int, stop_token_ids: frozenset[int], now: float) -> Chunk | None:
-        """Take the next generated token; the chunk that it makes, if any. One with finish_reason is the last."""
+    def accept(
+        self, token_id: int, stop_token_ids: frozenset[int], now: float, ruling: Ruling | None = None
+    ) -> Chunk | None:
+        """Take the token that was just chosen; the chunk that it makes, if any. One with finish_reason is the last.
+
+        `ruling` is what the answer's rules say of the token, and then `stop_token_ids` say nothing.
+        """
         if not self.marks.first_token:
             self.marks.first_token = now
+        if ruling is not None:
+            return self._obey(token_id, ruling, now)
         if token_id in stop_token_ids:
             return self._finish("", "stop", now)
+        self._take(token_id)
+        self.next_token_id = token_id
+        return self._answer(token_id, now)
+
+    def let_go(self) -> None:
+        """Forget what lies on the device; whoever reads the stream may hold this sequence for long."""
+        self.image_rows = self.next_embedding = None
+        self.rng = self.repetition = self.rules = None
+
+    def _obey(self, token_id: int, ruling: Ruling, now: float) -> Chunk | None:
+        if ruling.found is not None:
+            self._unsent_found += (ruling.found,)
+        if ruling.is_last:
+            return self._finish("", "stop", now)
+        assert ruling.embedding is not None or ruling.token_id >= 0, "rules must say what goes into the model next"
+        self._take(token_id)
+        self.next_token_id, self.next_embedding = max(ruling.token_id, 0), ruling.embedding
+        if ruling.kind == "thought":
+            self._unsent_thought += self.thoughts.push(token_id, begins_phrase=ruling.begins_phrase)
+        if ruling.grounding is not None:
+            self.thoughts.ground(ruling.grounding)
+        if ruling.kind == "answer":
+            self._unsent_thought += self.thoughts.end()
+            return self._answer(token_id, now)
+        return self._go_on("", now)
+
+    def _take(self, token_id: int) -> None:
         self.token_ids.append(token_id)
         self._num_unsent += 1
+
+    def _answer(self, token_id: int, now: float) -> Chunk | None:
+        self._num_answer_tokens += 1
         text, is_stopped = self.answer.push(token_id)
-        if is_stopped:
-            return self._last_chunk(text, "stop", now)
-        if len(self.token_ids) >= self.max_new_tokens:
+        return self._last_chunk(text, "stop", now) if is_stopped else self._go_on(text, now)
+
+    def _go_on(self, text: str, now: float) -> Chunk | None:
+        if self._num_answer_tokens >= self.max_new_tokens or self.num_positions >= self.max_positions:
             return self._finish(text, "length", now)
-        return self._chunk(text) if text else None
+        return self._chunk(text) if text or self._unsent_thought or self._unsent_found else None
 
     def _finish(self, text: str, reason: FinishReason, now: float) -> Chunk:
         rest, is_stopped = self.answer.finish()
         return self._last_chunk(text + rest, "stop" if is_stopped else reason, now)
 
     def _chunk(self, text: str) -> Chunk:
-        num_tokens, self._num_unsent = self._num_unsent, 0
-        return Chunk(text, num_tokens)
+        chunk = Chunk(text, self._num_unsent, thought=self._unsent_thought, found=self._unsent_found)
+        self._num_unsent, self._unsent_thought, self._unsent_found = 0, "", ()
+        return chunk
 
     def _last_chunk(self, text: str, reason: FinishReason, now: float) -> Chunk:
-        usage = Usage(
+        self._unsent_thought += self.thoughts.end()
+        chunk = replace(
+            self._chunk(text),
+            finish_reason=reason,
+            usage=self._usage(),
+            timings=self.marks.timings(now, self.encode_source),
+            grounding=self.thoughts.groundings,
+        )
+        self.is_finished = True
+        return chunk
+
+    def _usage(self) -> Usage:
+        return Usage(
             prompt_tokens=self.num_prompt_tokens,
             image_tokens=self.prompt.num_image_tokens,
             reused_tokens=0,
             completion_tokens=len(self.token_ids),
         )
-        timings = self.marks.timings(now, self.encode_source)
-        self.is_finished = True
-        return Chunk(text, self._num_unsent, reason, usage, timings)
 
 
 def slowest_source(features: Iterable[ImageFeatures]) -> FeatureSource | None:

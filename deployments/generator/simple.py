@@ -11,11 +11,11 @@ from collections.abc import Sequence as SequenceOf
 import torch
 from transformers import DynamicCache
 
-from deployments.generator.prompt_embeddings import embed_prompt
-from deployments.generator.sampling import open_rng, sample
+from deployments.generator.choosing import choose, prepare
+from deployments.generator.input_embeddings import embed_next, embed_prompt
 from deployments.generator.sequence import Sequence
 from deployments.generator.step import Step
-from deployments.models.family import LanguageModel
+from deployments.models.family import LanguageModel, Output
 
 
 class SimpleRunner:
@@ -31,16 +31,16 @@ class SimpleRunner:
         sequence = self._current or self._begin(sequences[0])
         step = Step()
         try:
-            logits = self._decode(sequence, step) if sequence.token_ids else self._prefill(sequence, step)
-            [token_id] = sample(logits, [sequence.sampling], [sequence.rng])
+            output = self._decode(sequence, step) if sequence.is_prefilled else self._prefill(sequence, step)
         except Exception as error:  # only one request is computed, so it is its own
             step.failures.append((sequence, error))
         else:
-            step.tokens.append((sequence, token_id))
+            choose([([sequence], output)], step)
         return step
 
     def release(self, sequence: Sequence) -> None:
-        sequence.image_rows, sequence.slot = None, None
+        sequence.let_go()
+        sequence.slot = None
         if sequence is self._current:
             self._current, self._cache = None, DynamicCache()
 
@@ -49,24 +49,25 @@ class SimpleRunner:
 
     def _begin(self, sequence: Sequence) -> Sequence:
         self._current, sequence.slot = sequence, 0
-        sequence.rng = open_rng(sequence.sampling, self._language.device)
         sequence.marks.prefill_began = time.monotonic()
         return sequence
 
-    def _prefill(self, sequence: Sequence, step: Step) -> torch.Tensor:
+    def _prefill(self, sequence: Sequence, step: Step) -> Output:
+        prepare(sequence, self._language)
         length = step.num_prefill_tokens = sequence.num_prompt_tokens
         embeddings = embed_prompt(self._language, sequence, 0, length)
-        causal = torch.ones(length, length, dtype=torch.bool, device=self._language.device).tril()
+        mask = torch.ones(length, length, dtype=torch.bool, device=self._language.device).tril()
+        num_mutual = sequence.prompt.num_mutual
+        mask[:num_mutual, :num_mutual] = True
         positions = torch.from_numpy(sequence.prompt.positions[:, None].copy()).to(self._language.device)
-        logits = self._language.forward(embeddings, positions, self._cache, causal[None, None]).logits
+        output = self._language.forward(embeddings, positions, self._cache, mask[None, None])
         sequence.num_prefilled = length
-        return logits
+        return output
 
-    def _decode(self, sequence: Sequence, step: Step) -> torch.Tensor:
+    def _decode(self, sequence: Sequence, step: Step) -> Output:
         step.num_decodes = 1
-        device, prompt = self._language.device, sequence.prompt
-        position = prompt.next_position + len(sequence.token_ids) - 1
-        positions = torch.full((prompt.positions.shape[0], 1, 1), position, device=device)
+        device = self._language.device
+        positions = torch.full((sequence.prompt.positions.shape[0], 1, 1), sequence.next_position, device=device)
         mask = torch.ones(1, 1, 1, sequence.num_positions, dtype=torch.bool, device=device)
-        embeddings = self._language.embed(torch.tensor([sequence.token_ids[-1:]], device=device))
-        return self._language.forward(embeddings, positions, self._cache, mask).logits
+        embeddings = embed_next(self._language, torch.tensor([sequence.next_token_id], device=device), [sequence])
+        return self._language.forward(embeddings, positions, self._cache, mask)

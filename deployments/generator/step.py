@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from deployments.generator.sequence import Sequence
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(slots=True)
 class Step:
-    tokens: list[tuple[Sequence, int]] = field(default_factory=list)  # each sequence at most once
+    tokens: list[tuple[Sequence, int]] = field(default_factory=list)  # each sequence at most once, here or in failures
+    hidden: dict[Sequence, torch.Tensor] = field(default_factory=dict)  # (D,) behind the token, of those with rules
     failures: list[tuple[Sequence, Exception]] = field(default_factory=list)
     num_prefill_tokens: int = 0
     num_decodes: int = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 from deployments.types import Chunk
 
@@ -49,12 +50,13 @@ class AnswerStream:
 
 
 def merge(earlier: Chunk, later: Chunk) -> Chunk:
-    return Chunk(
-        earlier.text + later.text,
-        earlier.num_tokens + later.num_tokens,
-        later.finish_reason,
-        later.usage,
-        later.timings,
+    """Both as one; what only a last chunk has is the later's."""
+    return replace(
+        later,
+        text=earlier.text + later.text,
+        num_tokens=earlier.num_tokens + later.num_tokens,
+        thought=earlier.thought + later.thought,
+        found=earlier.found + later.found,
     )
 
 

@@ -40,7 +40,8 @@ class Ticket:
 
     @property
     def num_remaining(self) -> int:
-        return self.request.sampling.max_new_tokens - self.num_tokens
+        # Thoughts and steps without text may be more than what was asked for.
+        return max(self.request.sampling.max_new_tokens - self.num_tokens, 0)
 
     def describe(self) -> Json:
         """For statistics, JSON-ready."""

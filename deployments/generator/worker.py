@@ -19,6 +19,7 @@ from deployments.generator.step import Runner, Step
 from deployments.generator.step_log import StepLog
 from deployments.generator.stream import Delivery, deliver_soon
 from deployments.metrics import Metrics
+from deployments.models.family import Ruling
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +107,12 @@ class Worker:
         began = time.monotonic()
         step = self.runner.step(sequences)
         now = time.monotonic()
+        num_before = _count_tokens(step)
         deliveries: list[Delivery] = []
         for sequence, token_id in step.tokens:
             self._accept(sequence, token_id, now, deliveries, step)
         deliveries += [(sequence.stream, self._explain(sequence, error)) for sequence, error in step.failures]
-        self._record(step, began, now)
+        self._record(step, began, now, _count_tokens(step) - num_before)
         # Freed before anybody hears of it: who has read a last chunk finds the slot free.
         finished = [sequence for sequence, _ in step.tokens if sequence.is_finished]
         self._remove(finished + [sequence for sequence, _ in step.failures])
@@ -120,7 +122,7 @@ class Worker:
         try:
             if token_id == NOT_A_TOKEN:
                 raise RetinaError("the model's numbers for this request are not finite; no answer can be given")
-            chunk = sequence.accept(token_id, self._stop_token_ids, now)
+            chunk = sequence.accept(token_id, self._stop_token_ids, now, _rule(sequence, token_id, step))
         except Exception as error:  # its own text or numbers: the others go on
             step.failures.append((sequence, error))
         else:
@@ -142,9 +144,7 @@ class Worker:
                 self._sequences.remove(sequence)
             self._changed.notify_all()
 
-    def _record(self, step: Step, began: float, now: float) -> None:
-        no_text = self._stop_token_ids | {NOT_A_TOKEN}
-        new_tokens = sum(token_id not in no_text for _, token_id in step.tokens)
+    def _record(self, step: Step, began: float, now: float, new_tokens: int) -> None:
         self.log.record(
             began,
             now,
@@ -163,3 +163,18 @@ class Worker:
             deliver_soon([(sequence.stream, PartUnavailable(reason)) for sequence in self._sequences])
             self._sequences.clear()
             self._changed.notify_all()
+
+
+def _count_tokens(step: Step) -> int:
+    return sum(len(sequence.token_ids) for sequence, _ in step.tokens)
+
+
+def _rule(sequence: Sequence, token_id: int, step: Step) -> Ruling | None:
+    """What the sequence's rules, if it has any, say of the token."""
+    if sequence.rules is None:
+        return None
+    hidden = step.hidden[sequence]
+    ruling = sequence.rules.accept(token_id, hidden)
+    # Checked here, where it is this request's fault alone: in the next pass it would be the whole batch's.
+    assert ruling.embedding is None or ruling.embedding.shape == hidden.shape, (ruling.embedding.shape, hidden.shape)
+    return ruling

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 
 from deployments.config import RetinaConfig
-from deployments.ingress import chat, debug, history, image_routes, page
+from deployments.ingress import chat, debug, history, image_routes, page, vision
 from deployments.ingress.body_limit import BodyLimit
 from deployments.ingress.error_replies import install_error_replies
 from deployments.ingress.introspection import Introspection
@@ -17,6 +17,7 @@ from deployments.ingress.pictures import PictureIntake
 from deployments.ingress.request_scope import RequestScope
 from deployments.ingress.schemas import ErrorReply
 from deployments.ingress.services import Services
+from deployments.ingress.tasks import Tasks
 from deployments.ingress.turns import Turns
 from deployments.types import ImageStore, SessionArchive
 
@@ -24,6 +25,7 @@ from deployments.types import ImageStore, SessionArchive
 def create_app(
     config: RetinaConfig,
     turns: Turns,
+    tasks: Tasks,
     archive: SessionArchive,
     images: ImageStore,
     secret: bytes,
@@ -38,8 +40,8 @@ def create_app(
         lifespan=_lifespan,
         responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}},
     )
-    app.state.services = Services(config, turns, archive, pictures, parts)
-    for routes in (chat, history, image_routes, debug, page):
+    app.state.services = Services(config, turns, tasks, archive, pictures, parts)
+    for routes in (chat, vision, history, image_routes, debug, page):
         app.include_router(routes.router)
     install_error_replies(app)
     app.add_middleware(BodyLimit, max_body_bytes=config.ingress.max_body_bytes)
@@ -52,6 +54,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     yield
     await services.turns.drain()
+    await services.tasks.drain()
     await services.pictures.drain()
     services.pictures.close()
 

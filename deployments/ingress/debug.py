@@ -54,5 +54,11 @@ async def session_router(services: Given) -> Json:
 
 @router.get("/-/ingress")
 async def ingress(services: Given) -> Json:
-    """This ingress replica: open turns, waiting pictures, requests by outcome, cancelled turns by stage."""
-    return {"waiting_pictures": services.pictures.num_waiting, **services.turns.statistics()}
+    """This ingress replica: open turns and tasks, waiting pictures, requests by outcome, cancelled ones by
+    stage.
+    """
+    return {
+        "waiting_pictures": services.pictures.num_waiting,
+        **services.tasks.statistics(),
+        **services.turns.statistics(),
+    }

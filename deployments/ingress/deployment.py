@@ -14,6 +14,7 @@ from deployments.images.secret import open_secret
 from deployments.images.stores.open import open_image_store
 from deployments.ingress.app import create_app
 from deployments.ingress.request_id import RequestIdFilter
+from deployments.ingress.tasks import Tasks
 from deployments.ingress.turns import Turns
 from deployments.logs import configure_logging
 
@@ -37,9 +38,11 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         data_dir = Path(self._config.data_dir)
+        turns = Turns(self._router, self._generators, self._config)
         return create_app(
             config=self._config,
-            turns=Turns(self._router, self._generators, self._config),
+            turns=turns,
+            tasks=Tasks(self._generators, self._config, turns.metrics),
             archive=self._router,
             images=open_image_store(self._config.images, data_dir),
             secret=open_secret(data_dir),

@@ -79,7 +79,7 @@ def _reply(code: str, message: str, param: str | None) -> ErrorReply:
 
 def _explain(problem: Mapping[str, Any]) -> str:
     # pydantic's own words name what is allowed; the value itself is left out, it may be long or private.
-    return f"{_field(problem['loc'])}: {problem['msg']}"
+    return f"{_field(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _field(location: Sequence[int | str]) -> str:

@@ -9,9 +9,9 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from deployments.errors import InvalidRequest, UnsupportedContentType
-from deployments.ingress.chat_form import MAX_FORM_FIELDS, media_type
 from deployments.ingress.connection import run_while_connected
 from deployments.ingress.error_replies import shorten
+from deployments.ingress.form_body import MAX_FORM_FIELDS, media_type
 from deployments.ingress.schemas import DeletedImage, ImageReply
 from deployments.ingress.services import Given
 from deployments.ingress.tenants import Tenant

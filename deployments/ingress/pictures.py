@@ -7,9 +7,10 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 from deployments.config import RetinaConfig
-from deployments.errors import ImageNotFound, Overloaded
+from deployments.errors import ImageNotFound, InvalidRequest, Overloaded
 from deployments.images.check import check_image
 from deployments.images.secret import tenant_secret
+from deployments.ingress.unattended import Unattended
 from deployments.types import ImageRef, ImageStore, StoredImage
 
 IMAGE_ID = re.compile(r"[0-9a-f]{64}")
@@ -28,11 +29,19 @@ class PictureIntake:
         # Waiting happens here and not in the pool's own queue, which keeps the bytes of clients that have left.
         self._free = asyncio.Semaphore(config.ingress.picture_threads)
         self._threads = ThreadPoolExecutor(config.ingress.picture_threads, thread_name_prefix="picture-check")
-        self._tasks: set[asyncio.Task[ImageRef]] = set()  # the loop holds tasks weakly
+        self._unattended = Unattended()
 
     @property
     def num_waiting(self) -> int:
         return self._num_waiting
+
+    async def take(self, tenant: str, data: bytes | None, image_id: str | None) -> ImageRef | None:
+        """The picture that a request brings or names, if any. Raises what `add` and `find` do; InvalidRequest."""
+        if data is not None and image_id is not None:
+            raise InvalidRequest("image and image_id both name a picture; send one of them", "image_id")
+        if data is not None:
+            return await self.add(tenant, data)
+        return await self.find(tenant, image_id) if image_id is not None else None
 
     async def add(self, tenant: str, data: bytes) -> ImageRef:
         """Check and store. Cancelled while it waits, it does neither; once begun, it goes on without its caller.
@@ -42,9 +51,7 @@ class PictureIntake:
         await self._wait_for_thread()
         # A check in a thread cannot be stopped, so its place is free when it ends and not when its client leaves.
         # Storing keeps the place, too: a slow disk would pile up checked pictures otherwise.
-        taking = asyncio.create_task(self._check_and_store(tenant, data))
-        self._tasks.add(taking)
-        taking.add_done_callback(self._tasks.discard)
+        taking = self._unattended.start(self._check_and_store(tenant, data))
         taking.add_done_callback(lambda _: self._free.release())
         return await asyncio.shield(taking)
 
@@ -65,8 +72,7 @@ class PictureIntake:
 
     async def drain(self) -> None:
         """Wait for pictures whose clients are gone; neither does our cancellation reach them, nor their failure us."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._unattended.drain()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -7,13 +7,24 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from deployments.ingress.turns import SamplingWish, TurnReply
-from deployments.types import FeatureSource, FinishReason, ImageRef, Message, Role, SessionSummary, TextPart
+from deployments.types import (
+    FeatureSource,
+    FinishReason,
+    ImageRef,
+    Message,
+    Role,
+    SessionSummary,
+    TextPart,
+    Timings,
+    Usage,
+)
 
 
 def _as_list(given: object) -> object:
     return [given] if isinstance(given, str) else given
 
 
+STREAM = "Answer with server-sent events. The Accept header plays no part."
 Stop = Annotated[str, Field(min_length=1)]
 
 
@@ -21,22 +32,11 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-# ------------------------------------------------------------------------------------- POST /chat
+# ------------------------------------------------------------------------------------- what answers have in common
+# pydantic lists the fields of the last base class first.
 
 
-class ChatRequest(Body):
-    """A question, perhaps about a picture, in a session or starting one."""
-
-    message: str = Field(description="The question.")
-    image: str | None = Field(
-        None,
-        description="A picture as a data URL (in multipart: the file itself). It replaces the session's picture. "
-        "The bytes decide what it is, not the declared type; other URLs are not fetched.",
-    )
-    image_id: str | None = Field(None, description="A picture uploaded with POST /images, instead of `image`.")
-    session_id: str | None = Field(None, description="Go on with this session, or begin it. Left out: a new one.")
-    model: str | None = Field(None, description="Left out: the model that the session used last, or the default.")
-    stream: bool = Field(False, description="Answer with server-sent events. The Accept header plays no part.")
+class SamplingFields(Body):
     temperature: float = Field(0.0, ge=0, le=2, allow_inf_nan=False, description="0 always takes the likeliest token.")
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     top_k: int = Field(0, ge=0, le=1_000_000, description="0 keeps all tokens.")
@@ -65,6 +65,10 @@ class UsageBody(Body):
     reused_tokens: int = Field(description="Of prompt_tokens, those that did not have to be computed again.")
     completion_tokens: int
 
+    @classmethod
+    def from_usage(cls, usage: Usage) -> UsageBody:
+        return cls.model_validate(usage, from_attributes=True)
+
 
 class TimingsBody(Body):
     """Milliseconds, measured by the generator."""
@@ -75,6 +79,30 @@ class TimingsBody(Body):
     decode_ms: float = Field(description="First token to last token.")
     first_token_ms: float
     encode_source: FeatureSource | None = Field(description="Where the features came from; null without picture.")
+
+    @classmethod
+    def from_timings(cls, timings: Timings) -> TimingsBody:
+        return cls.model_validate(timings, from_attributes=True)
+
+
+# ------------------------------------------------------------------------------------- POST /chat
+
+
+class ChatQuestion(Body):
+    message: str = Field(description="The question.")
+    image: str | None = Field(
+        None,
+        description="A picture as a data URL (in multipart: the file itself). It replaces the session's picture. "
+        "The bytes decide what it is, not the declared type; other URLs are not fetched.",
+    )
+    image_id: str | None = Field(None, description="A picture uploaded with POST /images, instead of `image`.")
+    session_id: str | None = Field(None, description="Go on with this session, or begin it. Left out: a new one.")
+    model: str | None = Field(None, description="Left out: the model that the session used last, or the default.")
+    stream: bool = Field(False, description=STREAM)
+
+
+class ChatRequest(SamplingFields, ChatQuestion):
+    """A question, perhaps about a picture, in a session or starting one."""
 
 
 class ChatReply(Body):
@@ -90,7 +118,6 @@ class ChatReply(Body):
 
     @classmethod
     def from_turn(cls, reply: TurnReply) -> ChatReply:
-        usage, timings = reply.usage, reply.timings
         return cls(
             message=reply.message,
             response=reply.response,
@@ -98,20 +125,8 @@ class ChatReply(Body):
             model_used=reply.model_used,
             session_id=reply.session_id,
             conversation_length=reply.conversation_length,
-            usage=UsageBody(
-                prompt_tokens=usage.prompt_tokens,
-                image_tokens=usage.image_tokens,
-                reused_tokens=usage.reused_tokens,
-                completion_tokens=usage.completion_tokens,
-            ),
-            timings=TimingsBody(
-                queue_ms=timings.queue_ms,
-                encode_ms=timings.encode_ms,
-                prefill_ms=timings.prefill_ms,
-                decode_ms=timings.decode_ms,
-                first_token_ms=timings.first_token_ms,
-                encode_source=timings.encode_source,
-            ),
+            usage=UsageBody.from_usage(reply.usage),
+            timings=TimingsBody.from_timings(reply.timings),
             finish_reason=reply.finish_reason,
         )
 

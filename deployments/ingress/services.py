@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from deployments.config import RetinaConfig
 from deployments.ingress.introspection import Introspection
 from deployments.ingress.pictures import PictureIntake
+from deployments.ingress.tasks import Tasks
 from deployments.ingress.turns import Turns
 from deployments.types import SessionArchive
 
@@ -18,6 +19,7 @@ from deployments.types import SessionArchive
 class Services:
     config: RetinaConfig
     turns: Turns
+    tasks: Tasks
     archive: SessionArchive
     pictures: PictureIntake
     parts: Introspection

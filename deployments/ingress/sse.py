@@ -1,11 +1,12 @@
-"""Server-sent events of a turn: `start`, `chunk`…, `done`; or `error` as the last one."""
+"""An answer as server-sent events: whatever it is made of, and `error` as the last one when it fails."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Generic, TypeVar
 
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
@@ -16,14 +17,13 @@ from starlette.types import Receive, Scope, Send
 from deployments.errors import RetinaError
 from deployments.ingress.connection import run_while_connected
 from deployments.ingress.error_replies import internal_error, to_reply
-from deployments.ingress.schemas import ChatReply, ChunkEvent, StartEvent
-from deployments.ingress.turns import TurnChunk, TurnEvent, TurnStarted
 
+Event = TypeVar("Event")
 log = logging.getLogger(__name__)
 
 
-async def open_events(events: AsyncGenerator[TurnEvent, None]) -> list[TurnEvent]:
-    """TurnStarted and what follows it. Failures up to the first text happen here, while a status can be sent."""
+async def open_events(events: AsyncGenerator[Event, None]) -> list[Event]:
+    """The start and what follows it. Failures up to the first piece happen here, while a status can be sent."""
     try:
         return [await anext(events), await anext(events)]
     except BaseException:
@@ -31,34 +31,11 @@ async def open_events(events: AsyncGenerator[TurnEvent, None]) -> list[TurnEvent
         raise
 
 
-async def _encode_all(
-    opening: Sequence[TurnEvent], events: AsyncGenerator[TurnEvent, None]
-) -> AsyncGenerator[bytes, None]:
-    try:
-        for event in opening:
-            yield _encode(event)
-        async for event in events:
-            yield _encode(event)
-    except RetinaError as error:
-        yield _format("error", to_reply(error))
-    except Exception:
-        log.exception("a turn failed in mid-stream")
-        yield _format("error", to_reply(internal_error()))
-
-
-def _encode(event: TurnEvent) -> bytes:
-    if isinstance(event, TurnStarted):
-        return _format("start", StartEvent(session_id=event.session_id, model=event.model))
-    if isinstance(event, TurnChunk):
-        return _format("chunk", ChunkEvent(text=event.text))
-    return _format("done", ChatReply.from_turn(event.reply))
-
-
-def _format(name: str, data: BaseModel) -> bytes:
+def encode_event(name: str, data: BaseModel) -> bytes:
     return format_sse_event(event=name, data_str=data.model_dump_json())
 
 
-class EventStream(Response):
+class EventStream(Response, Generic[Event]):
     """Sends events until they end or the client leaves, and closes them in either case.
 
     Starlette's StreamingResponse leaves the iterator to the garbage collector when it is cancelled while sending;
@@ -68,12 +45,17 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, opening: Sequence[TurnEvent], events: AsyncGenerator[TurnEvent, None], send_timeout_s: float
+        self,
+        opening: Sequence[Event],
+        events: AsyncGenerator[Event, None],
+        encode: Callable[[Event], bytes],
+        send_timeout_s: float,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._opening = opening  # pulled from `events` already
         self._events = events
+        self._encode = encode  # one event as any number of server-sent ones
         self._send_timeout_s = send_timeout_s  # a client that stops reading counts as gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,10 +64,22 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async with contextlib.aclosing(_encode_all(self._opening, self._events)) as lines:
+        async with contextlib.aclosing(self._encode_all()) as lines:
             async for line in lines:
                 await self._send_body(send, line, more=True)
         await self._send_body(send, b"", more=False)
+
+    async def _encode_all(self) -> AsyncGenerator[bytes, None]:
+        try:
+            for event in self._opening:
+                yield self._encode(event)
+            async for event in self._events:
+                yield self._encode(event)
+        except RetinaError as error:
+            yield encode_event("error", to_reply(error))
+        except Exception:
+            log.exception("an answer failed in mid-stream")
+            yield encode_event("error", to_reply(internal_error()))
 
     async def _send_body(self, send: Send, data: bytes, *, more: bool) -> None:
         try:

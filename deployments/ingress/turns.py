@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from deployments.config import RetinaConfig
-from deployments.errors import DeadlineExceeded, ImageNotFound, PartUnavailable, RetinaError
+from deployments.errors import DeadlineExceeded, ImageNotFound, RetinaError
+from deployments.ingress.answer import Answer, ending_of, find_event, open_answer
+from deployments.ingress.deadline import Deadline
 from deployments.ingress.turn_types import (
     SamplingWish,
     TurnChunk,
@@ -20,6 +20,7 @@ from deployments.ingress.turn_types import (
     TurnReply,
     TurnStarted,
 )
+from deployments.ingress.unattended import Unattended
 from deployments.metrics import Metrics
 from deployments.types import Chunk, GenerateRequest, Generator, Json, SessionRouter, Turn, TurnOutcome, TurnRequest
 
@@ -34,11 +35,9 @@ __all__ = [
     "Turns",
 ]
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 COMMIT_GRACE_S = 30.0  # storing a finished answer gets this long even when the turn's own time is nearly over
-END_GRACE_S = 5.0  # from a generator's last chunk to the end of its stream
 PICTURE_GONE = "the session's picture is no longer stored; send another one or begin a new session"
 
 
@@ -47,9 +46,9 @@ class _Running:
     """A turn under way."""
 
     asked: TurnInput
-    deadline: float  # of the event loop's clock
+    deadline: Deadline
     turn: Turn | None = None  # set when the lease is ours
-    chunks: AsyncGenerator[Chunk, None] | None = None
+    answer: Answer | None = None
     pieces: list[str] = field(default_factory=list)
     is_answered: bool = False  # the answer is whole: from here on the turn is committed, never aborted
 
@@ -57,7 +56,7 @@ class _Running:
     def stage(self) -> str:
         if self.turn is None:
             return "open"
-        return "stream" if self.pieces else "first_token"
+        return self.answer.stage if self.answer is not None else "first_token"
 
 
 class Turns:
@@ -74,7 +73,7 @@ class Turns:
         self._generators = generators
         self._config = config
         self._timeout_s = config.ingress.turn_timeout_s
-        self._tasks: set[asyncio.Task[Any]] = set()  # what must go on after a client left; the loop holds tasks weakly
+        self._unattended = Unattended()
         self._num_open = 0
         self.metrics = metrics or Metrics()
 
@@ -85,13 +84,13 @@ class Turns:
         call returns when the slot and the lease are given back. Raises what router and generator raise, and
         DeadlineExceeded, PartUnavailable.
         """
-        running = _Running(asked, asyncio.get_running_loop().time() + self._timeout_s)
+        running = _Running(asked, Deadline.of("turn", self._timeout_s))
         self._num_open += 1
         try:
             running.turn = await self._open(running)
             yield TurnStarted(running.turn.session_id, running.turn.model)
-            running.chunks = self._generate(running.turn, running)
-            while (chunk := await self._next_chunk(running.chunks, running)).finish_reason is None:
+            running.answer = self._generate(running.turn, running)
+            while (chunk := await self._next_chunk(running.answer, running)).finish_reason is None:
                 if chunk.text:
                     yield TurnChunk(chunk.text)
             reply = await self._commit(running.turn, running, chunk)
@@ -108,19 +107,14 @@ class Turns:
 
     async def reply(self, asked: TurnInput) -> TurnReply:
         """The same turn without the pieces."""
-        async with contextlib.aclosing(self.stream(asked)) as events:
-            async for event in events:
-                if isinstance(event, TurnFinished):
-                    return event.reply
-        raise AssertionError("a turn ends with TurnFinished or raises")
+        return (await find_event(TurnFinished, self.stream(asked))).reply
 
     async def drain(self) -> None:
         """Wait for commits and aborts whose clients are gone."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._unattended.drain()
 
     def statistics(self) -> Json:
-        return {"open_turns": self._num_open, "unattended_tasks": len(self._tasks), **self.metrics.snapshot()}
+        return {"open_turns": self._num_open, "unattended_tasks": len(self._unattended), **self.metrics.snapshot()}
 
     # ----------------------------------------------------------------------------- steps of a turn
 
@@ -130,52 +124,43 @@ class Turns:
         request = TurnRequest(
             asked.request_id, asked.tenant, asked.session_id, asked.text, image=asked.image, model=asked.model
         )
-        opening = self._start(self._router.open_turn(request))
+        opening = self._unattended.start(self._router.open_turn(request))
         try:
-            return await self._in_time(running.deadline, asyncio.shield(opening))
+            return await running.deadline.wait(asyncio.shield(opening))
         except (asyncio.CancelledError, DeadlineExceeded):
             opening.cancel()  # whoever has left must not hold a place among those that wait for the session
-            self._start(self._give_back(opening))
+            self._unattended.start(self._give_back(opening))
             raise
 
-    def _generate(self, turn: Turn, running: _Running) -> AsyncGenerator[Chunk, None]:
-        generator = self._generators.get(turn.model)
-        if generator is None:
-            raise PartUnavailable(f"no generator serves model {turn.model!r}", "model")
+    def _generate(self, turn: Turn, running: _Running) -> Answer:
         asked = running.asked
-        return generator.stream(
-            GenerateRequest(
-                request_id=asked.request_id,
-                tenant=asked.tenant,
-                messages=turn.messages,
-                sampling=asked.sampling.to_params(self._config.generator_of(turn.model)),
-                timeout_s=max(running.deadline - asyncio.get_running_loop().time(), 0.0),
-                session_key=turn.session_key,
-            )
+        request = GenerateRequest(
+            request_id=asked.request_id,
+            tenant=asked.tenant,
+            messages=turn.messages,
+            sampling=asked.sampling.to_params(self._config.generator_of(turn.model)),
+            timeout_s=running.deadline.left_s,
+            session_key=turn.session_key,
         )
+        return open_answer(self._generators, turn.model, request, running.deadline)
 
-    async def _next_chunk(self, chunks: AsyncGenerator[Chunk, None], running: _Running) -> Chunk:
+    async def _next_chunk(self, answer: Answer, running: _Running) -> Chunk:
         try:
-            chunk = await self._in_time(running.deadline, anext(chunks, None))
+            chunk = await answer.next_chunk()
         except ImageNotFound as error:
             if running.asked.image is not None:
                 raise
             raise ImageNotFound(PICTURE_GONE, "image") from error
-        if chunk is None:
-            raise PartUnavailable("the generator stopped in the middle of the answer")
         running.pieces.append(chunk.text)
         return chunk
 
     async def _commit(self, turn: Turn, running: _Running, last: Chunk) -> TurnReply:
         """Store the exchange. Goes on when the caller is cancelled: a finished turn is never lost."""
-        assert last.finish_reason is not None
-        assert last.usage is not None
-        assert last.timings is not None
+        ending = ending_of(last)
         running.is_answered = True
         response = "".join(running.pieces)
-        storing = self._start(self._close(TurnOutcome(turn, response, last.usage)))
-        deadline = max(running.deadline, asyncio.get_running_loop().time() + COMMIT_GRACE_S)
-        length = await self._in_time(deadline, asyncio.shield(storing))
+        storing = self._unattended.start(self._close(TurnOutcome(turn, response, ending.usage)))
+        length = await running.deadline.with_at_least(COMMIT_GRACE_S).wait(asyncio.shield(storing))
         return TurnReply(
             request_id=running.asked.request_id,
             message=running.asked.text,
@@ -184,9 +169,9 @@ class Turns:
             model_used=turn.model,
             session_id=turn.session_id,
             conversation_length=length,
-            finish_reason=last.finish_reason,
-            usage=last.usage,
-            timings=last.timings,
+            finish_reason=ending.finish_reason,
+            usage=ending.usage,
+            timings=ending.timings,
         )
 
     # ----------------------------------------------------------------------------- ends of a turn
@@ -194,26 +179,15 @@ class Turns:
     async def _settle(self, running: _Running) -> None:
         """Close what is still open. Never raises but CancelledError, and then goes on by itself."""
         if running.turn is not None:
-            # asyncio.wait, unlike await: neither does our cancellation reach the task, nor its failure hide the reason
-            # why the turn ended. _release logs its failures.
-            await asyncio.wait({self._start(self._release(running.turn, running))})
+            await self._unattended.finish(self._release(running.turn, running))
 
     async def _release(self, turn: Turn, running: _Running) -> None:
         try:
-            if running.chunks is not None:
-                await self._end(running.chunks, is_finished=running.is_answered)
-        except Exception:
-            log.exception("the generator of session %s failed while it was closed", turn.session_id)
+            if running.answer is not None:
+                await running.answer.end()
         finally:
             if not running.is_answered:
                 await self._abort(turn)
-
-    async def _end(self, chunks: AsyncGenerator[Chunk, None], *, is_finished: bool) -> None:
-        try:
-            if is_finished:  # let it come to its own end: closing it here would count as a cancellation there
-                await self._in_time(asyncio.get_running_loop().time() + END_GRACE_S, anext(chunks, None))
-        finally:
-            await chunks.aclose()
 
     async def _give_back(self, opening: asyncio.Task[Turn]) -> None:
         """The lease of a cancelled open_turn, if it was granted all the same; otherwise the router keeps none."""
@@ -239,21 +213,3 @@ class Turns:
             # Logged here because the client that would be told may have left.
             log.warning("the answer for session %s was not stored: %s", outcome.turn.session_id, error)
             raise
-
-    # ----------------------------------------------------------------------------- tasks and time
-
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _in_time(self, deadline: float, waiting: Awaitable[T]) -> T:
-        # One step at a time: a timeout block around a yield would cancel whichever task pulls the next event.
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await waiting
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"the turn did not end within {self._timeout_s:g} s (ingress.turn_timeout_s)"
-            ) from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,43 +18,40 @@ from tokenizers import Tokenizer
 from transformers import TokenizersBackend
 
 from deployments.errors import CheckpointError, InvalidRequest
+from deployments.models.control_tokens import ControlTokens, Sealed
 from deployments.models.weights import read_json, reading, require_files
 from deployments.types import ImagePart, Message, Part, TextPart
 
 logger = logging.getLogger(__name__)
+BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class ChatTemplate:
-    """Thread-safe: nothing changes after __init__. Raises CheckpointError there."""
+    """Thread-safe: nothing changes after __init__. Raises CheckpointError there.
 
-    def __init__(self, folder: Path) -> None:
+    With `adds_special_tokens` the tokenizer's post-processor has its say as well: where a checkpoint is used so, the
+    template leaves out the token that begins a sequence.
+    """
+
+    byte_token_ids: frozenset[int]  # tokens of one byte each, of vocabularies with byte fallback
+
+    def __init__(self, folder: Path, *, adds_special_tokens: bool = False) -> None:
         require_files(folder, ["tokenizer.json", "tokenizer_config.json"])
         with reading(folder, "tokenizer"):
             # The class that takes tokenizer.json as it is; AutoTokenizer rebuilds some, and loses digit splitting.
             self._renderer = TokenizersBackend.from_pretrained(folder, local_files_only=True)
         self._template = _read_template(folder)
-        description = self._renderer.backend_tokenizer.to_str()
-        self._tokenizer = Tokenizer.from_str(description)
-        # Without added tokens there is nothing to mistake text for; `encode_special_tokens` spares the unspecial ones.
-        plain = {**json.loads(description), "added_tokens": [], "post_processor": None}
-        self._plain = Tokenizer.from_str(json.dumps(plain))
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        # An added token of white space alone (some tokenizers have them) is text, not control.
-        self._control_tokens = sorted((t.content for t in added if not t.content.isspace()), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, self._control_tokens)) or r"(?!)")
-        self._require_disarmable(folder)
-
-    def _require_disarmable(self, folder: Path) -> None:
-        for token in self._control_tokens:
-            if self._tokenizer.token_to_id(token) in self._plain.encode(token, add_special_tokens=False).ids:
-                raise CheckpointError(f"checkpoint {folder}: its tokenizer makes {token!r} even of ordinary text")
+        self._control = ControlTokens(folder, self._renderer.backend_tokenizer)
+        self._tokenizer = self._control.tokenizer
+        self._before, self._after = _special_tokens(self._tokenizer) if adds_special_tokens else ([], [])
+        self.byte_token_ids = byte_token_ids(self._tokenizer)
 
     def token_id(self, token: str) -> int:
         """Id of a control token. Raises CheckpointError when the tokenizer has no such token."""
-        token_id = self._tokenizer.token_to_id(token)
-        if token_id is None or token not in self._control_tokens:
+        token_id = self._control.id_of(token)
+        if token_id is None:
             raise CheckpointError(f"the checkpoint's tokenizer has no control token {token!r}")
-        return int(token_id)
+        return token_id
 
     def require_ids(self, token_ids: Sequence[int]) -> None:
         """Raises CheckpointError when one of them is no token's."""
@@ -72,9 +68,8 @@ class ChatTemplate:
 
         Raises InvalidRequest when the template refuses the messages.
         """
-        # A fresh mark each time cannot be forged; it stands before and after each disarmed token.
-        mark = f"\ue000{secrets.token_hex(8)}\ue000"
-        turns = [self._to_turn(message, mark) for message in messages]
+        sealed = Sealed()
+        turns = [self._to_turn(message, sealed) for message in messages]
         try:
             text = self._renderer.apply_chat_template(
                 turns, chat_template=self._template, add_generation_prompt=True, tokenize=False
@@ -83,31 +78,40 @@ class ChatTemplate:
             # The template's own words may show how it is made, so they go to the log and not to the client.
             logger.warning("a chat template refused messages: %s", error)
             raise InvalidRequest("the model's chat template refuses these messages", "message") from error
-        pieces = text.split(mark)  # template and text, disarmed token, text, disarmed token, ..., text
-        tokenizers = (self._tokenizer, self._plain)
-        return [
-            token_id
-            for index, piece in enumerate(pieces)
-            for token_id in tokenizers[index % 2].encode(piece, add_special_tokens=False).ids
-        ]
+        ids = self._control.encode(text, sealed)
+        if self._before and ids[: len(self._before)] == self._before:  # some templates do write it
+            return ids
+        return [*self._before, *ids, *self._after]
 
-    def _to_turn(self, message: Message, mark: str) -> Mapping[str, object]:
+    def _to_turn(self, message: Message, sealed: Sealed) -> Mapping[str, object]:
         if not message.content:
             raise InvalidRequest("a message has no content", "message")
         content = [
             {"type": "image"}
             if isinstance(part, ImagePart)
-            else {"type": "text", "text": self._disarm(part.text, mark)}
+            else {"type": "text", "text": self._control.seal(part.text, sealed)}
             for part in _join_texts(message.content)
         ]
         return {"role": message.role, "content": content}
 
-    def _disarm(self, text: str, mark: str) -> str:
-        return self._control.sub(lambda match: f"{mark}{match[0]}{mark}", text)
-
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens and without tidying of spaces; an unfinished UTF-8 sequence shows as U+FFFD."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What the post-processor puts before a text and behind it."""
+    text, whole = (tokenizer.encode("a", add_special_tokens=adds).ids for adds in (False, True))
+    start = next(at for at in range(len(whole)) if whole[at : at + len(text)] == text)
+    return whole[:start], whole[start + len(text) :]
+
+
+def byte_token_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens of one byte each, in a vocabulary that falls back to them; none in a byte-level one."""
+    if '"ByteFallback"' not in json.dumps(json.loads(tokenizer.to_str())["decoder"]):
+        return frozenset()
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    return frozenset(token_id for token, token_id in vocabulary.items() if BYTE_TOKEN.fullmatch(token))
 
 
 def _join_texts(parts: Sequence[Part]) -> list[Part]:

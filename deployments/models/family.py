@@ -90,6 +90,7 @@ class PromptFormat(Protocol):
 
     stop_token_ids: frozenset[int]  # from generation_config
     repetition_penalty: float  # from generation_config; 1 where it names none
+    byte_token_ids: frozenset[int]  # one byte each, in vocabularies with byte fallback: text when a run of them ends
 
     def build(self, messages: Sequence[Message], task: Task | None = None) -> Prompt:
         """Render the checkpoint's chat template with a generation prompt at the end.

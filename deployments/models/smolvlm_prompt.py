@@ -27,6 +27,7 @@ class SmolVLMPromptFormat:
         self._expansions: dict[tuple[int, int], tuple[int, ...]] = {}
         self.stop_token_ids = defaults.stop_token_ids
         self.repetition_penalty = defaults.repetition_penalty
+        self.byte_token_ids = chat.byte_token_ids
 
     def build(self, messages: Sequence[Message], task: Task | None = None) -> Prompt:
         if task is not None:

@@ -164,6 +164,38 @@ def load_module(
     return module
 
 
+def list_tensors(folder: Path) -> dict[str, str]:
+    """The file of each of the checkpoint's tensors, by the tensor's name; reads no more than the files' headers.
+
+    Raises CheckpointError.
+    """
+    from safetensors import safe_open
+
+    check_weight_files(folder)
+    files: dict[str, str] = {}
+    for file in _weight_files(folder):
+        with reading(folder, "weights"), safe_open(folder / file, framework="np") as opened:
+            files.update(dict.fromkeys(opened.keys(), file))
+    return files
+
+
+def read_tensors(folder: Path, names: Iterable[str], dtype: str) -> dict[str, torch.Tensor]:
+    """These tensors of the checkpoint in `dtype`, on the CPU; others are not read. Raises CheckpointError."""
+    import torch
+    from safetensors import safe_open
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}; there is {', '.join(DTYPES)}", param="dtype")
+    wanted, files = set(names), list_tensors(folder)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted({files[name] for name in wanted}):
+        with reading(folder, "weights"), safe_open(folder / file, framework="pt") as opened:
+            for name in sorted(wanted):
+                if files[name] == file:
+                    tensors[name] = opened.get_tensor(name).to(getattr(torch, dtype))
+    return tensors
+
+
 def check_weight_files(folder: Path) -> None:
     """Open every safetensors file once; a missing, cut or foreign one raises CheckpointError with its name."""
     from safetensors import SafetensorError, safe_open

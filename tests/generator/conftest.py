@@ -72,22 +72,25 @@ def reference(llama: LlamaForCausalLM) -> Callable[[GenerateRequest], list[int]]
 
     def generate(request: GenerateRequest) -> list[int]:
         prompts = LetterPrompts()
-        prompt = prompts.build(request.messages)
+        prompt = prompts.build(request.messages, request.task)
         with torch.inference_mode():
-            embeddings = llama.get_input_embeddings()(torch.tensor([prompt.token_ids])).clone()
+            input_ids = torch.tensor([prompt.token_ids])
+            embeddings = llama.get_input_embeddings()(input_ids).clone()
             rows = [features_of(image) for message in request.messages for image in message.images]
             if rows:
                 places = torch.tensor(prompt.token_ids) == PLACEHOLDER
                 embeddings[0, places] = torch.from_numpy(np.concatenate(rows))
             output = llama.generate(
+                input_ids,
                 inputs_embeds=embeddings,
                 attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),
+                repetition_penalty=request.sampling.repetition_penalty or 1.0,
                 max_new_tokens=request.sampling.max_new_tokens,
                 do_sample=False,
                 eos_token_id=sorted(prompts.stop_token_ids),
                 pad_token_id=0,
             )
-        ids: list[int] = output[0].tolist()
+        ids: list[int] = output[0, input_ids.shape[1] :].tolist()
         return ids[:-1] if ids[-1] in prompts.stop_token_ids else ids
 
     return generate

@@ -9,14 +9,16 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deployments.models.family import ImageSpan, Prompt
+from deployments.models.family import ImageSpan, Output, Prompt
 from deployments.types import (
+    Box,
     Chunk,
+    DetectTask,
     EncodeRequest,
     GenerateRequest,
     ImageFeatures,
@@ -24,6 +26,9 @@ from deployments.types import (
     ImageRef,
     Json,
     Message,
+    Point,
+    PointTask,
+    QueryTask,
     SamplingParams,
     Task,
     TextPart,
@@ -43,10 +48,14 @@ WAIT_S = 20  # for things that happen at once unless they are broken
 
 
 class LetterPrompts:
-    """One token per character of the prompt, one character per generated token: text tells the tokens exactly."""
+    """One token per character of the prompt, one character per generated token: text tells the tokens exactly.
+
+    What a task asks comes after the picture.
+    """
 
     stop_token_ids: frozenset[int] = frozenset({3, 5, 8, 13, 21, 34})
     repetition_penalty = 1.0
+    byte_token_ids: frozenset[int] = frozenset()
 
     def build(self, messages: Sequence[Message], task: Task | None = None) -> Prompt:
         ids: list[int] = []
@@ -57,9 +66,9 @@ class LetterPrompts:
                     ids += [ord(letter) % NUM_TEXT_IDS for letter in part.text]
                 else:
                     self._place(part.image, ids, spans)
-        ids.append(ASSISTANT)
+        ids += [ord(letter) % NUM_TEXT_IDS for letter in words_of(task)] + [ASSISTANT]
         positions = np.arange(len(ids), dtype=np.int64)[None]
-        return Prompt(tuple(ids), positions, len(ids), tuple(spans))
+        return Prompt(tuple(ids), positions, len(ids), tuple(spans), task)
 
     def _place(self, image: ImageRef, ids: list[int], spans: list[ImageSpan]) -> None:
         """A picture has as many tokens as it is wide, in two spans with a token between them, as tiles have."""
@@ -69,6 +78,12 @@ class LetterPrompts:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(chr(FIRST_CHARACTER + token_id) for token_id in token_ids)
+
+
+def words_of(task: Task | None) -> str:
+    if isinstance(task, QueryTask):
+        return task.question
+    return task.object if isinstance(task, DetectTask | PointTask) else ""
 
 
 class EndlessPrompts(LetterPrompts):
@@ -130,6 +145,10 @@ def ask(*messages: Message | str, timeout_s: float = 60, request_id: str = "r", 
     return GenerateRequest(request_id, "tenant", turns, SamplingParams(**sampling), timeout_s)
 
 
+def ask_task(task: Task, *images: ImageRef, request_id: str = "r", **sampling: Any) -> GenerateRequest:
+    return replace(ask(user(*images), request_id=request_id, **sampling), task=task)
+
+
 def mixed_requests(max_new_tokens: int = 24) -> list[GenerateRequest]:
     """12 requests: no picture, one of several sizes, several turns, one picture shown twice, short and long."""
     fox = "the quick brown fox jumps over the lazy dog; "
@@ -169,11 +188,11 @@ class WatchedLanguage:
         embeddings: torch.Tensor = self.inner.embed(token_ids)
         return embeddings
 
-    def forward(self, embeddings: torch.Tensor, positions: Any, cache: Any, mask: Any) -> torch.Tensor:
+    def forward(self, embeddings: torch.Tensor, positions: Any, cache: Any, mask: Any) -> Output:
         self.passes.append((embeddings.shape[0], embeddings.shape[1]))
         self.hook(embeddings)
-        logits: torch.Tensor = self.inner.forward(embeddings, positions, cache, mask)
-        return logits
+        output: Output = self.inner.forward(embeddings, positions, cache, mask)
+        return output
 
 
 class Turnstile:
@@ -212,6 +231,14 @@ async def until(condition: Callable[[], Any]) -> None:
 class Answer:
     text: str
     chunks: list[Chunk]
+
+    @property
+    def thought(self) -> str:
+        return "".join(chunk.thought for chunk in self.chunks)
+
+    @property
+    def found(self) -> tuple[Box | Point, ...]:
+        return tuple(item for chunk in self.chunks for item in chunk.found)
 
     @property
     def last(self) -> Chunk:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from generator.letters import LetterPrompts, ask, ask_task, picture, user
 
 from deployments.config import GeneratorConfig
 from deployments.errors import InvalidRequest
-from deployments.generator.admission import check_sampling
-from deployments.types import SamplingParams
+from deployments.generator.admission import check_request, check_sampling, with_defaults
+from deployments.types import CaptionTask, Message, SamplingParams
 
 LIMITS = GeneratorConfig(max_new_tokens=512, max_stop_strings=8, max_stop_chars=20)
 
@@ -31,6 +33,11 @@ LIMITS = GeneratorConfig(max_new_tokens=512, max_stop_strings=8, max_stop_chars=
         ("max_new_tokens", True, "whole number"),
         ("seed", -1, "0 to 9223372036854775807"),
         ("seed", 2**63, "0 to 9223372036854775807"),
+        ("repetition_penalty", 0.0, "more than 0 and at most 10"),
+        ("repetition_penalty", -1.0, "more than 0"),
+        ("repetition_penalty", 10.1, "at most 10"),
+        ("repetition_penalty", math.nan, "more than 0"),
+        ("repetition_penalty", math.inf, "at most 10"),
         ("stop", ("a",) * 9, "at most 8"),
         ("stop", ("a", ""), "at least one character"),
         ("stop", ("a", "b" * 21), "21 characters; at most 20"),
@@ -49,6 +56,8 @@ def test_what_is_wrong_is_named(field: str, value: Any, words: str) -> None:
         SamplingParams(),
         SamplingParams(temperature=2.0, top_p=1e-9, top_k=1, seed=0, max_new_tokens=1),
         SamplingParams(temperature=1, top_p=1, seed=2**63 - 1, max_new_tokens=512, stop=("x" * 20,) * 8),
+        SamplingParams(repetition_penalty=1e-6),
+        SamplingParams(repetition_penalty=10),
     ],
 )
 def test_the_extremes_are_allowed(sampling: SamplingParams) -> None:
@@ -62,3 +71,44 @@ def test_the_limits_are_those_of_the_configuration() -> None:
         check_sampling(SamplingParams(max_new_tokens=8), limits)
     with pytest.raises(InvalidRequest, match="stop has 1 strings; at most 0 are allowed"):
         check_sampling(SamplingParams(max_new_tokens=7, stop=("a",)), limits)
+
+
+CAT, DOG = picture("cat", 3), picture("dog", 4)
+
+
+@pytest.mark.parametrize("images", [(), (CAT,)])
+def test_a_task_comes_with_one_picture_at_most(images: Any) -> None:
+    check_request(ask_task(CaptionTask(), *images), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ((), "not with 0 messages"),
+        ((user(CAT), user(CAT)), "not with 2 messages"),
+        ((Message("assistant", ()),), "one user message"),
+        ((user(CAT, DOG),), "one picture; the message has 2"),
+        ((user(CAT, "what is this?"),), "text of its own"),
+    ],
+)
+def test_a_task_with_anything_else_is_refused(messages: tuple[Message, ...], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        check_request(replace(ask_task(CaptionTask()), messages=messages), LIMITS)
+    assert caught.value.param == "messages"
+    check_request(replace(ask("x"), messages=messages), LIMITS)  # conversations are the prompt format's business
+
+
+def test_sampling_is_checked_with_and_without_task() -> None:
+    for request in (ask("x", top_p=2.0), ask_task(CaptionTask(), top_p=2.0)):
+        with pytest.raises(InvalidRequest, match="top_p"):
+            check_request(request, LIMITS)
+
+
+def test_the_checkpoint_speaks_where_the_request_is_silent() -> None:
+    class Penalizing(LetterPrompts):
+        repetition_penalty = 1.05
+
+    asked = SamplingParams(temperature=0.5)
+    assert with_defaults(asked, Penalizing()) == replace(asked, repetition_penalty=1.05)
+    asked = SamplingParams(repetition_penalty=1.0)
+    assert with_defaults(asked, Penalizing()) == asked

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from generator.letters import LetterPrompts, picture, user
+from generator.letters import LetterPrompts, ask, ask_task, picture, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.errors import PromptTooLong
-from deployments.generator.context import Fitted, drop_exchanges, fit_answer, fit_context, num_droppable
+from deployments.generator.context import Fitted, drop_exchanges, fit_answer, fit_context, fit_request, num_droppable
 from deployments.models.family import Prompt
-from deployments.types import ImagePart, ImageRef, Message, TextPart
+from deployments.types import DetectTask, ImagePart, ImageRef, Message, Task, TextPart
 
 CAT, DOG = picture("cat", 6), picture("dog", 4)
 Conversation = tuple[Message, ...]
@@ -31,9 +31,9 @@ class CountingPrompts(LetterPrompts):
     def __init__(self) -> None:
         self.num_builds = 0
 
-    def build(self, messages: Sequence[Message]) -> Prompt:
+    def build(self, messages: Sequence[Message], task: Task | None = None) -> Prompt:
         self.num_builds += 1
-        return super().build(messages)
+        return super().build(messages, task)
 
 
 def fit(messages: Conversation, max_new_tokens: int, context_tokens: int) -> Fitted:
@@ -160,3 +160,33 @@ def test_the_refusal_of_a_long_prompt_has_the_sum() -> None:
     prompt = LetterPrompts().build([user(picture("cat", 20), "zzz")])  # 20 + 2 marks, 3 letters, 1 end
     with pytest.raises(PromptTooLong, match=r"26 tokens \(20 image tokens \+ 6 text tokens\).* context of 26 tokens"):
         fit_answer(prompt, 1, 26)
+
+
+# --------------------------------------------------------------------------------- tasks
+
+
+def test_a_task_is_built_as_such_and_once() -> None:
+    prompts = CountingPrompts()
+    fitted = fit_request(ask_task(DetectTask("star"), CAT, max_new_tokens=50), prompts, 100)
+    whole = LetterPrompts().build([user(CAT)], DetectTask("star"))
+    assert (fitted.prompt.token_ids, fitted.prompt.task) == (whole.token_ids, whole.task)
+    assert fitted.messages == (user(CAT),)
+    assert (fitted.max_new_tokens, prompts.num_builds) == (50, 1)
+
+
+def test_the_answer_to_a_task_is_cut_to_the_context_and_the_task_is_not() -> None:
+    task = DetectTask("x" * 30)
+    length = len(LetterPrompts().build([user(CAT)], task).token_ids)
+    assert fit_request(ask_task(task, CAT, max_new_tokens=50), LetterPrompts(), length + 7).max_new_tokens == 7
+    with pytest.raises(PromptTooLong, match=rf"^the prompt has {length} tokens \(6 image tokens"):
+        fit_request(ask_task(task, CAT), LetterPrompts(), length)
+
+
+def test_a_conversation_is_fitted_as_before() -> None:
+    talk = tuple(says("user" if n % 2 == 0 else "assistant", f"number {n}") for n in range(21))
+    request = ask(*talk, max_new_tokens=16)
+    fitted, same = fit_request(request, LetterPrompts(), 100), fit(talk, 16, 100)
+    assert (fitted.messages, fitted.max_new_tokens) == (same.messages, same.max_new_tokens)
+    assert len(same.messages) < 21
+    with pytest.raises(PromptTooLong, match=r"^even without earlier messages the prompt"):
+        fit_request(request, LetterPrompts(), 5)

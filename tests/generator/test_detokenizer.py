@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.generator.detokenizer import UNFINISHED, WINDOW_TOKENS, Detokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 FAMILY_EMOJI = "👩‍👩‍👧"
 
@@ -90,3 +95,99 @@ def test_the_cost_per_token_is_constant() -> None:
         for _ in range(2000):
             detokenizer.push(0)
         assert tokens.num_decoded <= 2000 * 2 * (WINDOW_TOKENS + 1)
+
+
+# --------------------------------------------------------------------------------- tokenizers as checkpoints have them
+
+
+class Vocabulary:
+    """A real tokenizer, its ids by what makes them special, and answers in which those meet."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        from deployments.models.chat_template import byte_token_ids
+
+        self.tokenizer = tokenizer
+        self.byte_token_ids = byte_token_ids(tokenizer)
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        special = sorted(tokenizer.get_added_tokens_decoder())
+        odd = [id for id in range(size) if UNFINISHED in self.decode([id])]
+        words = tokenizer.encode("What is  this? 日本 🙂 \n\n a red circle, 42", add_special_tokens=False).ids
+        pools = [special, odd, words, sorted(self.byte_token_ids) or odd, range(size)]
+        self.answers = st.lists(st.one_of(*map(st.sampled_from, pools)), max_size=60)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def open(self) -> Detokenizer:
+        return Detokenizer(self.decode, self.byte_token_ids)
+
+
+@cache
+def vocabulary(name: str) -> Vocabulary:
+    import tiny_llava
+
+    return Vocabulary(getattr(tiny_llava, f"{name}_tokenizer")())
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["byte_fallback", "byte_level"])
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_pieces_joined_are_the_decoded_whole(name: str, data: st.DataObject) -> None:
+    known = vocabulary(name)
+    token_ids = data.draw(known.answers)
+    whole, shown = known.decode(token_ids), ""
+    detokenizer = known.open()
+    for token_id in token_ids:
+        shown += detokenizer.push(token_id)
+        assert whole.startswith(shown)
+    assert shown + detokenizer.flush() == whole
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["byte_fallback", "byte_level"])
+def test_text_is_shown_as_it_comes(name: str) -> None:
+    known = vocabulary(name)
+    text = "A red circle, isn't it? 日本 and 🙂\n\nEnd " + "word " * 40 + "."
+    detokenizer, arrived, late = known.open(), [], 0
+    shown = ""
+    for token_id in known.tokenizer.encode(text, add_special_tokens=False).ids:
+        shown += detokenizer.push(token_id)
+        arrived.append(token_id)
+        late = 0 if shown == known.decode(arrived) else late + 1
+        assert late <= len("日本".encode()) + 1, "no more is held back than the bytes that stand together"
+    assert shown + detokenizer.flush() == text
+
+
+@pytest.mark.torch
+def test_a_wrong_byte_changes_all_bytes_beside_it() -> None:
+    """The case in which others raise, or show what the decoded whole has not."""
+    from tokenizers.decoders import DecodeStream
+
+    known = vocabulary("byte_fallback")
+    good = [known.tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "日".encode()]
+    word = known.tokenizer.encode("red", add_special_tokens=False).ids
+    token_ids = [*word, *good, good[0], *word]
+    assert known.decode(token_ids) == f"red{UNFINISHED * 4} red"
+    detokenizer = known.open()
+    assert "".join(map(detokenizer.push, token_ids)) + detokenizer.flush() == f"red{UNFINISHED * 4} red"
+    stream = DecodeStream(skip_special_tokens=True)
+    with pytest.raises(Exception, match="Invalid prefix"):  # the day it does not, it can take this class's place
+        "".join(stream.step(known.tokenizer, token_id) or "" for token_id in token_ids)
+
+
+@pytest.mark.torch
+def test_a_run_of_bytes_costs_nothing_until_it_ends() -> None:
+    known = vocabulary("byte_fallback")
+    num_decoded = 0
+
+    def decode(token_ids: Sequence[int]) -> str:
+        nonlocal num_decoded
+        num_decoded += len(token_ids)
+        return known.decode(token_ids)
+
+    detokenizer = Detokenizer(decode, known.byte_token_ids)
+    newline = known.tokenizer.token_to_id("<0x0A>")
+    assert {detokenizer.push(newline) for _ in range(2000)} == {""}
+    assert num_decoded <= 2000 * 2
+    assert detokenizer.flush() == "\n" * 2000

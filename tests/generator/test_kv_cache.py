@@ -52,6 +52,22 @@ def test_prefill_in_two_chunks(cache: SlotCache) -> None:
     assert [cache.is_clear(slot) for slot in range(3)] == [True, False, True]
 
 
+@pytest.mark.parametrize(("start", "length", "num_mutual"), [(0, 5, 0), (0, 5, 1), (0, 5, 3), (0, 5, 5), (3, 4, 3)])
+def test_the_first_positions_may_see_each_other(cache: SlotCache, start: int, length: int, num_mutual: int) -> None:
+    mask = cache.prefill_window(1, start, length, num_mutual)
+    assert mask.shape == (1, 1, length, start + length)
+    for query in range(start, start + length):
+        for key in range(start + length):
+            sees = key <= query or (key < num_mutual and query < num_mutual)
+            assert bool(mask[0, 0, query - start, key]) == sees, (query, key)
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 4), (2, 9)])
+def test_mutual_positions_come_in_one_pass(cache: SlotCache, start: int, length: int) -> None:
+    with pytest.raises(AssertionError):
+        cache.prefill_window(1, start, length, num_mutual=5)
+
+
 def test_decode_writes_each_row_at_its_own_position(cache: SlotCache) -> None:
     import torch
 

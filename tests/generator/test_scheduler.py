@@ -64,6 +64,44 @@ def test_a_half_done_prompt_closes_up_so_that_no_newcomer_comes_below_it() -> No
     assert plan.prefills == (Prefill(9, 1, 16, 4), Prefill(10, 2, 0, 5))
 
 
+# --------------------------------------------------------------------------------- beginnings that are not parted
+
+
+def mutual(number: int, num_mutual: int, length: int = 60, num_prefilled: int = 0, slot: int | None = None) -> Row:
+    return Row(number, length, num_prefilled, slot, num_mutual)
+
+
+@pytest.mark.parametrize(
+    ("num_mutual", "length"),
+    [(1, 16), (16, 16), (17, 32), (32, 32), (33, 48), (49, 60), (60, 60)],
+)
+def test_a_mutual_beginning_takes_as_many_whole_chunks_as_it_needs(num_mutual: int, length: int) -> None:
+    plan = plan_step([mutual(1, num_mutual), waiting(2)], 4, 16)
+    assert plan.prefills == (Prefill(1, slot=0, start=0, length=length),), "and it is alone in its step"
+
+
+def test_after_its_beginning_such_a_prompt_is_like_any_other() -> None:
+    plan = plan_step([mutual(1, 30, num_prefilled=32, slot=0), waiting(2)], 4, 16)
+    assert plan.prefills == (Prefill(1, 0, 32, 16),)
+
+
+@pytest.mark.parametrize("num_mutual", [12, 16, 40])
+def test_what_is_left_of_a_chunk_is_not_given_to_a_mutual_beginning_that_it_cannot_hold(num_mutual: int) -> None:
+    """Nor to anyone who came later."""
+    plan = plan_step([waiting(1), mutual(2, num_mutual), waiting(3)], 4, 16)
+    assert plan.prefills == (Prefill(1, 0, 0, 5),)
+    plan = plan_step([decoding(1, 0), mutual(2, num_mutual), waiting(3)], 4, 16)
+    assert plan.prefills == (Prefill(2, 1, 0, 16 if num_mutual <= 16 else 48),)
+
+
+def test_a_short_mutual_beginning_shares_a_chunk() -> None:
+    plan = plan_step([waiting(1), mutual(2, 7), waiting(3)], 4, 16)
+    assert plan.prefills == (Prefill(1, 0, 0, 5), Prefill(2, 1, 0, 11))
+
+
+# --------------------------------------------------------------------------------- made-up lives
+
+
 @dataclass
 class Life:
     """One made-up request: when it comes, how long its prompt and answer are, when its client leaves."""
@@ -72,11 +110,16 @@ class Life:
     prompt: int
     answer: int
     leaves_after: int | None  # steps since it came
+    mutual_share: float  # of the prompt
 
     is_done: bool = False
     slot: int | None = None
     num_prefilled: int = 0
     num_generated: int = 0
+
+    @property
+    def num_mutual(self) -> int:
+        return round(self.mutual_share * self.prompt)
 
 
 lives = st.builds(
@@ -85,6 +128,7 @@ lives = st.builds(
     prompt=st.integers(1, 50),
     answer=st.integers(1, 12),
     leaves_after=st.none() | st.integers(0, 20),
+    mutual_share=st.just(0.0) | st.floats(0, 1),
 )
 
 
@@ -98,7 +142,7 @@ def test_every_plan_is_sound_and_everybody_is_served(lives: list[Life], num_slot
             if life.leaves_after is not None and step >= life.arrival + life.leaves_after:
                 life.is_done, life.slot = True, None
         present = {n: life for n, life in enumerate(lives) if life.arrival <= step and not life.is_done}
-        rows = [Row(n, life.prompt, life.num_prefilled, life.slot) for n, life in present.items()]
+        rows = [Row(n, life.prompt, life.num_prefilled, life.slot, life.num_mutual) for n, life in present.items()]
         plan = plan_step(rows, num_slots, chunk)
         _check(plan, rows, num_slots, chunk)
         _carry_out(plan, present)
@@ -118,14 +162,21 @@ def _check(plan: Plan, rows: list[Row], num_slots: int, chunk: int) -> None:
         row = by_number[prefill.number]
         assert prefill.start == row.num_prefilled
         assert 0 < prefill.length <= row.num_prompt_tokens - prefill.start
+        assert prefill.start > 0 or prefill.length >= row.num_mutual, "a mutual beginning was parted"
         assert slots.setdefault(prefill.number, prefill.slot) == prefill.slot
     assert len(set(slots.values())) == len(slots), "two in one slot"
     assert all(0 <= slot < num_slots for slot in slots.values())
-    assert plan.num_prefill_tokens <= chunk
+    assert plan.num_prefill_tokens <= chunk or _is_one_long_beginning(plan, by_number, chunk)
     admitted = [row.number for row in rows if row.slot is None and row.number in slots]
     left_waiting = [row.number for row in rows if row.number not in slots]
     assert not left_waiting or max(admitted, default=-1) < min(left_waiting), "first come, first served"
     assert plan.prefills or plan.decodes or not rows, "nobody waits while nothing happens"
+
+
+def _is_one_long_beginning(plan: Plan, by_number: dict[int, Row], chunk: int) -> bool:
+    [prefill] = plan.prefills
+    num_mutual = by_number[prefill.number].num_mutual
+    return prefill.start == 0 and num_mutual > chunk and prefill.length < num_mutual + chunk
 
 
 def _carry_out(plan: Plan, present: dict[int, Life]) -> None:

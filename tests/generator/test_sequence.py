@@ -10,14 +10,18 @@ from generator.letters import FIRST_CHARACTER, LetterPrompts, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.generator.sequence import AnswerText, Marks, Sequence, StopScanner, slowest_source
-from deployments.models.family import ImageSpan, Prompt
-from deployments.types import Chunk, FeatureSource, ImageFeatures, SamplingParams
+from deployments.generator.answer_text import AnswerText, StopScanner
+from deployments.generator.sequence import Marks, Sequence, slowest_source
+from deployments.generator.thoughts import Thoughts
+from deployments.models.family import ImageSpan, Prompt, Ruling
+from deployments.types import Box, Chunk, FeatureSource, Grounding, ImageFeatures, Point, SamplingParams
 
 STOP_TOKEN = 3
 
 
-def sequence(max_new_tokens: int = 10, stop: tuple[str, ...] = (), decode: Any = None) -> Sequence:
+def sequence(
+    max_new_tokens: int = 10, stop: tuple[str, ...] = (), decode: Any = None, max_positions: int = 100
+) -> Sequence:
     prompt = Prompt((1, 2, 2, 4), np.arange(4)[None], 4, (ImageSpan(picture("cat", 2).id, 1, 2),))
     decode = decode or LetterPrompts().decode
     return Sequence(
@@ -28,10 +32,16 @@ def sequence(max_new_tokens: int = 10, stop: tuple[str, ...] = (), decode: Any =
         encode_source="memory",
         sampling=SamplingParams(stop=stop),
         max_new_tokens=max_new_tokens,
+        max_positions=max_positions,
         answer=AnswerText(decode, stop),
+        thoughts=Thoughts(decode),
         stream=None,  # type: ignore[arg-type]  # only the worker uses it
         marks=Marks(arrived=1.0, encode_s=0.5, prefill_began=2.0),
     )
+
+
+def to_utf8(token_ids: Any) -> str:
+    return bytes(token_ids).decode("utf-8", errors="replace")
 
 
 def letters(*token_ids: int) -> str:
@@ -94,23 +104,17 @@ def test_held_text_is_shown_at_the_end(ending: int) -> None:
 
 
 def test_half_a_character_at_the_end_may_complete_a_stop_string() -> None:
-    def decode(token_ids: Any) -> str:
-        return bytes(token_ids).decode("utf-8", errors="replace")
-
-    *_, last = accept_all(sequence(max_new_tokens=2, stop=("\ufffd",), decode=decode), ord("a"), 0xF0)
+    *_, last = accept_all(sequence(max_new_tokens=2, stop=("\ufffd",), decode=to_utf8), ord("a"), 0xF0)
     assert last is not None
     assert (last.text, last.finish_reason) == ("", "stop")
 
 
 @pytest.mark.parametrize("stop", [(), ("zz",)])
 def test_white_space_before_the_answer_is_left_out_and_its_tokens_counted(stop: tuple[str, ...]) -> None:
-    def decode(token_ids: Any) -> str:
-        return bytes(token_ids).decode("utf-8", errors="replace")
-
-    chunks = accept_all(sequence(max_new_tokens=6, stop=stop, decode=decode), *b" \n a b")
+    chunks = accept_all(sequence(max_new_tokens=6, stop=stop, decode=to_utf8), *b" \n a b")
     shown = [chunk for chunk in chunks if chunk is not None]
     assert [(chunk.text, chunk.num_tokens) for chunk in shown] == [("a", 4), (" ", 1), ("b", 1)]
-    [*_, last] = accept_all(sequence(max_new_tokens=2, stop=stop, decode=decode), *b"  ")
+    [*_, last] = accept_all(sequence(max_new_tokens=2, stop=stop, decode=to_utf8), *b"  ")
     assert last is not None
     assert (last.text, last.num_tokens, last.finish_reason) == ("", 2, "length")
 
@@ -122,10 +126,7 @@ def test_white_space_before_the_answer_is_left_out_and_its_tokens_counted(stop: 
 def test_stop_strings_do_not_see_the_white_space_before_the_answer(
     stop: tuple[str, ...], shown: str, reason: str
 ) -> None:
-    def decode(token_ids: Any) -> str:
-        return bytes(token_ids).decode("utf-8", errors="replace")
-
-    answer = sequence(max_new_tokens=6, stop=stop, decode=decode)
+    answer = sequence(max_new_tokens=6, stop=stop, decode=to_utf8)
     chunks: list[Chunk] = []
     for token_id in b" \n a b":
         chunks += [chunk for chunk in accept_all(answer, token_id) if chunk]
@@ -133,6 +134,107 @@ def test_stop_strings_do_not_see_the_white_space_before_the_answer(
             break
     assert "".join(chunk.text for chunk in chunks) == shown
     assert chunks[-1].finish_reason == reason
+
+
+# --------------------------------------------------------------------------------- with rules
+
+
+def obey_all(answer: Sequence, *steps: tuple[int, Ruling]) -> list[Chunk | None]:
+    return [answer.accept(token_id, frozenset({STOP_TOKEN}), 3.0 + n, each) for n, (token_id, each) in enumerate(steps)]
+
+
+def test_stop_tokens_are_the_rules_business() -> None:
+    answer = sequence()
+    first, last = obey_all(answer, (STOP_TOKEN, Ruling(token_id=STOP_TOKEN)), (65, Ruling(is_last=True)))
+    assert first == Chunk(letters(STOP_TOKEN), 1)
+    assert last is not None
+    assert (last.text, last.num_tokens, last.finish_reason) == ("", 0, "stop")
+    assert last.usage is not None
+    assert last.usage.completion_tokens == 1
+
+
+def test_the_model_gets_what_the_rules_say() -> None:
+    answer = sequence()
+    obey_all(answer, (65, Ruling(token_id=66)))
+    assert (answer.token_ids, answer.next_token_id, answer.next_embedding) == ([65], 66, None)
+    embedding: Any = object()
+    obey_all(answer, (65, Ruling(embedding=embedding)))
+    assert (answer.token_ids, answer.next_embedding) == ([65, 65], embedding)
+    obey_all(answer, (67, Ruling(token_id=67)))
+    assert (answer.next_token_id, answer.next_embedding) == (67, None)
+    assert (answer.next_index, answer.next_position, answer.num_positions) == (6, 6, 7)
+    with pytest.raises(AssertionError, match="what goes into the model next"):
+        obey_all(answer, (67, Ruling()))
+
+
+def test_only_the_answers_own_tokens_count_against_its_length() -> None:
+    thought, silent = Ruling(token_id=1, kind="thought"), Ruling(token_id=1, kind="silent")
+    steps = [(70, thought)] * 3 + [(71, silent)] * 3 + [(65, Ruling(token_id=65))] * 2
+    chunks = obey_all(sequence(max_new_tokens=2), *steps)
+    assert [chunk and chunk.finish_reason for chunk in chunks] == [None] * 7 + ["length"]
+    assert [chunk and chunk.num_tokens for chunk in chunks] == [1, 1, 1, None, None, None, 4, 1]
+    assert [chunk and chunk.thought for chunk in chunks] == [letters(70)] * 3 + [None] * 3 + ["", ""]
+    assert chunks[-1] is not None
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 8
+
+
+def test_no_position_left_is_the_end() -> None:
+    answer = sequence(max_positions=7)
+    chunks = obey_all(answer, *[(71, Ruling(token_id=1, kind="silent"))] * 3)
+    assert [chunk and chunk.finish_reason for chunk in chunks] == [None, None, "length"]
+    assert answer.is_finished
+
+
+def test_found_things_come_at_once_also_with_the_last_step() -> None:
+    point, box = Point(0.5, 0.5), Box(0, 0, 1, 1)
+    steps = [
+        (71, Ruling(token_id=1, kind="silent", found=point)),
+        (71, Ruling(token_id=1, kind="silent")),
+        (71, Ruling(is_last=True, found=box)),
+    ]
+    first, second, last = obey_all(sequence(), *steps)
+    assert (first, second) == (Chunk("", 1, found=(point,)), None)
+    assert last is not None
+    assert (last.found, last.num_tokens, last.finish_reason) == ((box,), 1, "stop")
+
+
+def test_thoughts_end_before_the_answer_begins() -> None:
+    """Held-back bytes of a thought come with the answer's first chunk; groundings with the last."""
+    point = Point(0.5, 0.25)
+    steps = [
+        (ord("h"), Ruling(token_id=1, kind="thought")),
+        (0xF0, Ruling(token_id=1, kind="thought", begins_phrase=True, grounding=point)),
+        (ord(" "), Ruling(token_id=1, kind="silent")),
+        (ord(" "), Ruling(token_id=1)),
+        (ord("a"), Ruling(token_id=1)),
+        (0, Ruling(is_last=True)),
+    ]
+    chunks = obey_all(sequence(decode=to_utf8), *steps)
+    rest = "\N{REPLACEMENT CHARACTER}"
+    assert chunks[:-1] == [Chunk("", 1, thought="h"), None, None, Chunk("", 3, thought=rest), Chunk("a", 1)]
+    assert chunks[-1] is not None
+    assert chunks[-1].grounding == (Grounding(1, 2, (point,)),)
+
+
+def test_an_answer_that_ends_among_its_thoughts_keeps_them() -> None:
+    point = Point(0.5, 0.25)
+    thought = Ruling(token_id=1, kind="thought", grounding=point)
+    _, last = obey_all(sequence(decode=to_utf8), (0xF0, thought), (0, Ruling(is_last=True)))
+    assert last is not None
+    assert (last.thought, last.text) == ("\N{REPLACEMENT CHARACTER}", "")
+    assert last.grounding == (Grounding(0, 1, (point,)),)
+
+
+def test_letting_go_of_the_device() -> None:
+    answer = sequence()
+    held: Any = object()
+    answer.image_rows = answer.next_embedding = answer.rng = answer.repetition = answer.rules = held
+    answer.let_go()
+    assert not any((answer.image_rows, answer.next_embedding, answer.rng, answer.repetition, answer.rules))
+
+
+# --------------------------------------------------------------------------------- stop strings alone
 
 
 @settings(deadline=None)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from deployments.errors import DeadlineExceeded, PartUnavailable
 from deployments.generator.stream import AnswerStream, deliver_soon
-from deployments.types import Chunk, Timings, Usage
+from deployments.types import Box, Chunk, Grounding, Point, Timings, Usage
 
 USAGE, TIMINGS = Usage(1, 0, 0, 2), Timings(0, 0, 0, 0, 0)
 
@@ -20,6 +21,18 @@ async def test_pending_chunks_become_one() -> None:
     for chunk in (Chunk("a", 1), Chunk("bc", 2), Chunk("d", 1, "stop", USAGE, TIMINGS)):
         stream.push(chunk)
     assert await stream.next_chunk() == Chunk("abcd", 4, "stop", USAGE, TIMINGS)
+
+
+async def test_nothing_of_a_chunk_is_lost_when_they_become_one() -> None:
+    stream = AnswerStream()
+    point, box, about = Point(0.1, 0.2), Box(0, 0, 1, 1), Grounding(0, 2, (Point(0, 0),))
+    stream.push(Chunk("", 1, thought="a"))
+    stream.push(Chunk("", 2, thought="b", found=(point,)))
+    stream.push(Chunk("c", 1, found=(box, point)))
+    stream.push(Chunk("d", 1, "length", USAGE, TIMINGS, grounding=(about,)))
+    whole = Chunk("cd", 5, "length", USAGE, TIMINGS, "ab", (point, box, point), (about,))
+    assert await stream.next_chunk() == whole
+    assert {field.name for field in fields(Chunk) if getattr(whole, field.name)} == {f.name for f in fields(Chunk)}
 
 
 async def test_a_reader_in_time_gets_each() -> None:

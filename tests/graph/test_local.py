@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from deployments.config import RetinaConfig, parse_config
+from deployments.ingress.task_types import TaskChunk, TaskInput, TaskStarted
 from deployments.ingress.turns import TurnChunk, TurnFinished, TurnInput, TurnStarted
 from deployments.local import open_graph
+from deployments.types import DetectTask
 
 ROOT = Path(__file__).parent.parent.parent
 PNG = (
@@ -46,6 +48,18 @@ async def test_a_turn_with_a_picture(tmp_path: Path) -> None:
     assert "".join(event.text for event in events if isinstance(event, TurnChunk)) == finished.reply.response
 
 
+async def test_a_task_about_a_picture(tmp_path: Path) -> None:
+    async with open_graph(fake_config(tmp_path)) as graph:
+        image = await graph.add_image(PNG)
+        asked = TaskInput("r", graph.tenant, DetectTask("dot"), image, model="other")
+        reply = await graph.tasks.reply(asked)
+        events = [event async for event in graph.tasks.stream(asked)]
+    assert reply.model_used == "other"
+    assert reply.found
+    assert events[0] == TaskStarted("other")
+    assert tuple(event.found[0] for event in events if isinstance(event, TaskChunk)) == reply.found
+
+
 async def test_the_http_surface_over_the_same_graph(tmp_path: Path) -> None:
     async with open_graph(fake_config(tmp_path)) as graph:
         transport = httpx.ASGITransport(graph.app())
@@ -53,9 +67,14 @@ async def test_the_http_surface_over_the_same_graph(tmp_path: Path) -> None:
             first = (await client.post("/chat", data={"message": "Hello"}, files={"image": PNG})).json()
             session = first["session_id"]
             history = (await client.get(f"/chat/history/{session}")).json()
+            caption = await client.post("/caption", files={"image": PNG})
             ready = await client.get("/readyz")
+            counts = (await client.get("/-/ingress")).json()
             engines = (await client.get("/-/engine")).json()
     assert history["length"] == first["conversation_length"] == 2
+    assert "1 x 1 pixels" in caption.json()["caption"]
+    assert caption.json()["timings"]["encode_source"] == "memory"  # the features of the chat's picture
+    assert (counts["ingress_tasks.caption.stop"], counts["ingress_requests.200"]) == (1, 4)
     assert ready.status_code == 200
     assert set(engines) == {"fake", "other"}
 

@@ -1,4 +1,4 @@
-"""`make serve-fake`: the page and a streamed turn from one small process."""
+"""`make serve-fake`: the page and a streamed turn, and the routes for one picture, from one small process."""
 
 from __future__ import annotations
 
@@ -55,6 +55,26 @@ def test_the_page_and_a_streamed_turn(url: str) -> None:
     assert lines[0] == "event: start"
     assert lines[-1] == "event: done"
     assert lines.count("event: chunk") > 1
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "piece"),
+    [
+        ("/caption", {"length": "short"}, "chunk"),
+        ("/query", {"question": "What is it?"}, "chunk"),
+        ("/detect", {"object": "star"}, "object"),
+        ("/point", {"object": "star"}, "point"),
+    ],
+)
+def test_the_routes_for_one_picture(url: str, path: str, form: dict[str, str], piece: str) -> None:
+    photo = (ROOT / "demo" / "images" / "red-circle.png").read_bytes()
+    plain = httpx.post(f"{url}{path}", data=form, files={"image": photo}).raise_for_status().json()
+    again = {**form, "image_id": plain["image_id"], "stream": "true"}
+    with httpx.stream("POST", f"{url}{path}", data=again) as reply:
+        lines = [line for line in reply.iter_lines() if line.startswith("event:")]
+    assert lines[0] == "event: start"
+    assert lines[-1] == "event: done"
+    assert set(lines[1:-1]) == {f"event: {piece}"}
 
 
 def test_a_port_under_ray_is_refused_because_the_config_says_it() -> None:

@@ -8,8 +8,8 @@ import contextlib
 import io
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 
 import httpx
 import uvicorn
@@ -18,10 +18,12 @@ from PIL import Image
 
 from deployments.config import RetinaConfig
 from deployments.errors import SessionNotFound
+from deployments.ingress.task_types import TaskEvent, TaskInput
+from deployments.ingress.tasks import Tasks
 from deployments.ingress.tenants import PUBLIC_TENANT
 from deployments.ingress.turns import TurnEvent, TurnInput, Turns
 from deployments.session_router.service import Router
-from deployments.types import Json
+from deployments.types import Chunk, GenerateRequest, ImageRef, Json, Task
 
 
 @dataclass(slots=True)
@@ -47,10 +49,29 @@ class FixedParts:
 
 
 @dataclass(slots=True)
+class ScriptedGenerator:
+    """Streams these chunks and then ends, whatever is asked."""
+
+    chunks: tuple[Chunk, ...]
+    requests: list[GenerateRequest] = field(default_factory=list)
+    num_ended: int = 0  # streams that came to their own end
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        self.requests.append(request)
+        for chunk in self.chunks:
+            yield chunk
+        self.num_ended += 1
+
+    async def statistics(self) -> Json:
+        return {}
+
+
+@dataclass(slots=True)
 class Bench:
     config: RetinaConfig
     router: Router
     turns: Turns
+    tasks: Tasks
     parts: FixedParts
     app: FastAPI
     client: httpx.AsyncClient  # buffers whole replies; for anything about time or leaving use `serving`
@@ -89,12 +110,29 @@ def data_url(data: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-async def post_form(bench: Bench, fields: dict[str, object], image: bytes | None = None) -> httpx.Response:
+async def post_form(
+    bench: Bench, fields: dict[str, object], image: bytes | None = None, path: str = "/chat"
+) -> httpx.Response:
     """multipart/form-data, which httpx makes of `files` only."""
     parts = [(name, (None, str(value))) for name, value in fields.items()]
     if image is not None:
         parts.append(("image", ("photo.bin", image)))  # type: ignore[arg-type]
-    return await bench.client.post("/chat", files=parts)
+    return await bench.client.post(path, files=parts)
+
+
+@contextlib.asynccontextmanager
+async def asking(address: str, path: str = "/chat", **fields: object) -> AsyncIterator[asyncio.StreamReader]:
+    """A raw client that closes its socket at the end of the block."""
+    host, port = address.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    body = httpx.Request("POST", address, json=fields).content
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    try:
+        yield reader
+    finally:
+        writer.close()
+        await writer.wait_closed()
 
 
 def parse_events(body: str) -> Iterator[tuple[str, dict[str, object]]]:
@@ -121,6 +159,14 @@ def turn(text: str = "Hello", session_id: str | None = "s", **fields: object) ->
 
 async def collect(turns: Turns, asked: TurnInput) -> list[TurnEvent]:
     return [event async for event in turns.stream(asked)]
+
+
+def task(asked: Task, image: ImageRef | None = None, **fields: object) -> TaskInput:
+    return TaskInput("r1", PUBLIC_TENANT, asked, image, **fields)  # type: ignore[arg-type]
+
+
+async def collect_task(tasks: Tasks, asked: TaskInput) -> list[TaskEvent]:
+    return [event async for event in tasks.stream(asked)]
 
 
 async def stored(bench: Bench) -> int:

@@ -14,6 +14,7 @@ from deployments.config import parse_config
 from deployments.fakes import FakeGenerator
 from deployments.images.stores.open import open_image_store
 from deployments.ingress.app import create_app
+from deployments.ingress.tasks import Tasks
 from deployments.ingress.turns import Turns
 from deployments.metrics import Metrics
 from deployments.session_router.service import Router, open_router
@@ -38,15 +39,17 @@ async def build_bench(tmp_path: Path) -> AsyncIterator[BuildBench]:
             router = open_router(config)
             generators = {"fake": generator or FakeGenerator(), "other": FakeGenerator("other")}
             turns = Turns(wrap_router(router) if wrap_router else router, generators, config, metrics)
+            tasks = Tasks(generators, config, turns.metrics)
             images = open_image_store(config.images, tmp_path)
             parts = FixedParts({"session_router": True, "generator-fake": True})
-            app = create_app(config, turns, router, images, SECRET, parts)
+            app = create_app(config, turns, tasks, router, images, SECRET, parts)
             client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://retina")
             stack.push_async_callback(router.close)
             stack.push_async_callback(turns.drain)
+            stack.push_async_callback(tasks.drain)
             stack.push_async_callback(client.aclose)
             stack.callback(app.state.services.pictures.close)
-            return Bench(config, router, turns, parts, app, client)
+            return Bench(config, router, turns, tasks, parts, app, client)
 
         yield build
 

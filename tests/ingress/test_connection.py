@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from ingress.bench import Bench, BuildBench, parse_events, serving
+from ingress.bench import Bench, BuildBench, asking, parse_events, serving
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
@@ -20,21 +18,7 @@ from deployments.session_router.service import Router
 from deployments.types import Turn, TurnOutcome, TurnRequest
 
 PATIENCE_S = 10.0
-
-
-@contextlib.asynccontextmanager
-async def asking(address: str, **fields: object) -> AsyncIterator[asyncio.StreamReader]:
-    """A raw client that closes its socket at the end of the block."""
-    host, port = address.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    body = httpx.Request("POST", address, json={"message": "Hello you", "session_id": "s", **fields}).content
-    head = f"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
-    try:
-        yield reader
-    finally:
-        writer.close()
-        await writer.wait_closed()
+QUESTION = {"message": "Hello you", "session_id": "s"}
 
 
 async def assert_given_back(bench: Bench, generator: FakeGenerator) -> None:
@@ -56,7 +40,7 @@ async def test_leaving_frees_slot_and_session(
     generator = FakeGenerator(gate=gate)
     bench = build_bench(generator)
     async with asyncio.timeout(PATIENCE_S), serving(bench.app) as address:
-        async with asking(address, stream=stream) as reader:
+        async with asking(address, **QUESTION, stream=stream) as reader:
             await gate.reached.wait()
             if stream and after_chunks:
                 await reader.readuntil(b'data: {"text":"You"}')
@@ -109,7 +93,7 @@ async def test_leaving_while_the_session_is_busy(build_bench: BuildBench) -> Non
     async with asyncio.timeout(PATIENCE_S), serving(bench.app) as address:
         first = asyncio.create_task(bench.ask(session_id="s"))
         await gate.reached.wait()
-        async with asking(address):
+        async with asking(address, **QUESTION):
             await router.second_asked.wait()
         await metrics.counted["ingress_cancelled.open"].wait()
         gate.opened.set()
@@ -121,7 +105,11 @@ async def test_leaving_while_the_session_is_busy(build_bench: BuildBench) -> Non
 async def test_pieces_arrive_while_the_answer_is_made(build_bench: BuildBench, stream: bool) -> None:
     gate = Gate(after_chunks=2)
     bench = build_bench(FakeGenerator(gate=gate))
-    async with asyncio.timeout(PATIENCE_S), serving(bench.app) as address, asking(address, stream=stream) as reader:
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        serving(bench.app) as address,
+        asking(address, **QUESTION, stream=stream) as reader,
+    ):
         await gate.reached.wait()
         if stream:
             await reader.readuntil(b'event: chunk\ndata: {"text":" asked:"}\n\n')

@@ -71,4 +71,5 @@ async def test_requests_are_counted_by_outcome(build_bench: BuildBench) -> None:
     await bench.client.get("/nothing")
     counts = (await bench.client.get("/-/ingress")).json()
     expected = {"ingress_requests.200": 1, "ingress_requests.404": 1, "ingress_requests.503": 1}
-    assert counts == {"waiting_pictures": 0, "open_turns": 0, "unattended_tasks": 0, **expected}
+    idle = {"waiting_pictures": 0, "open_turns": 0, "unattended_tasks": 0, "open_tasks": 0, "ending_tasks": 0}
+    assert counts == {**idle, **expected}

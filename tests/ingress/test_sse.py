@@ -137,5 +137,7 @@ async def test_a_client_that_takes_nothing_closes_the_turn(send: Send) -> None:
     running = events()
     opening = await open_events(running)
     with pytest.raises(ClientDisconnect):
-        await EventStream(opening, running, send_timeout_s=0.01)({"type": "http"}, never_leaving, send)
+        await EventStream(opening, running, lambda event: b"data: x\n\n", send_timeout_s=0.01)(
+            {"type": "http"}, never_leaving, send
+        )
     assert closed == [True]

@@ -4,36 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
 
 import pytest
-from ingress.bench import Bench, BuildBench, collect, open_turns, stored, turn
+from ingress.bench import Bench, BuildBench, ScriptedGenerator, collect, open_turns, stored, turn
 
 from deployments.errors import InvalidRequest, LeaseLost, Overloaded, PartUnavailable, UnknownModel
 from deployments.fakes import FakeGenerator, Gate
 from deployments.ingress.tenants import PUBLIC_TENANT
 from deployments.ingress.turns import SamplingWish, TurnChunk, TurnFinished, TurnReply, Turns, TurnStarted
-from deployments.types import Chunk, GenerateRequest, Json, Timings, Usage
-
-
-@dataclass(slots=True)
-class ScriptedGenerator:
-    """Streams these chunks and then ends, whatever is asked."""
-
-    chunks: tuple[Chunk, ...]
-    requests: list[GenerateRequest] = field(default_factory=list)
-    num_ended: int = 0  # streams that came to their own end
-
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        self.requests.append(request)
-        for chunk in self.chunks:
-            yield chunk
-        self.num_ended += 1
-
-    async def statistics(self) -> Json:
-        return {}
-
+from deployments.types import Chunk, Timings, Usage
 
 # ------------------------------------------------------------------------------------- answers
 

@@ -4,8 +4,8 @@
 const byId = (id) => document.getElementById(id);
 const [messages, status, form, question, file] = ["messages", "status", "form", "question", "file"].map(byId);
 const [main, past, pending] = ["main", "past", "pending"].map(byId);
-const [preview, send, stop, drop] = ["preview", "send", "stop", "drop"].map(byId);
-const SESSION = "retina.session_id";
+const [preview, send, stop, drop, model] = ["preview", "send", "stop", "drop", "model"].map(byId);
+const [SESSION, MODEL] = ["retina.session_id", "retina.model"];
 let picture = null; // the File that goes with the next question
 let running = null; // the AbortController of the answer under way
 let isAtEnd = true; // not so once a reader has scrolled up: then new text does not pull the page down
@@ -113,7 +113,7 @@ async function request(path, options) {
 // Streams the answer into `body`; returns the data of `done`.
 async function ask(text, image, body) {
   const data = new FormData();
-  const fields = { message: text, stream: "true", session_id: localStorage.getItem(SESSION), image };
+  const fields = { message: text, stream: "true", session_id: localStorage.getItem(SESSION), model: model.value, image };
   for (const [name, value] of Object.entries(fields)) if (value) data.set(name, value);
   const response = await request("chat", { method: "POST", body: data, signal: running.signal });
   try {
@@ -190,6 +190,17 @@ async function showHistory() {
   }
 }
 
+// A choice of models, where there is one; any question may go to another one than the question before.
+async function showModels() {
+  const { models, default_model: usual } = await (await request("-/config")).json();
+  model.replaceChildren(...models.map(({ name }) => new Option(name, name)));
+  const names = models.map(({ name }) => name);
+  const wished = localStorage.getItem(MODEL);
+  model.value = [wished, usual, names[0]].find((name) => names.includes(name));
+  model.hidden = names.length < 2;
+}
+
+model.addEventListener("change", () => { localStorage.setItem(MODEL, model.value); question.focus(); });
 form.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
 question.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -233,4 +244,5 @@ main.addEventListener("scroll", () => {
 });
 const sizes = new ResizeObserver(() => { if (isAtEnd) main.scrollTop = main.scrollHeight; });
 for (const part of [main, past, messages, pending]) sizes.observe(part);
+showModels().catch((error) => say(error.message, true));
 showHistory();
