@@ -136,7 +136,7 @@ class GeneratorConfig(Section):
 
 class ModelConfig(Section):
     name: Name = Field(description="what clients call it")
-    family: str = Field(description=f"how its checkpoint is read: {', '.join(FAMILIES)}")
+    family: str = Field(description="how its checkpoint is read: smolvlm, moondream, … (deployments/families.py)")
     checkpoint: str = Field("", description="a folder, or a hub id owner/name")
     revision: str | None = Field(None, description="of a hub id, which needs one: a commit, tag or branch")
     tokenizer: str | None = Field(

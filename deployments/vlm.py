@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self, Unpack
 
 from deployments.errors import ConfigError
+from deployments.families import FAMILIES
 from deployments.in_process.answers import Answer, AnswerStream, finish
 from deployments.in_process.bridge import Pull
 from deployments.in_process.inputs import Sampling, to_message, to_wish
@@ -21,7 +22,16 @@ from deployments.types import Box, Chunk, DetectTask, ImagePart, Message, Part, 
 if TYPE_CHECKING:
     from deployments.in_process.inputs import Picture
 
-__all__ = ["Answer", "AnswerStream", "Llava", "Moondream", "Qwen2VL", "SmolVLM", "VisionLanguageChatSystem"]
+__all__ = [
+    "Answer",
+    "AnswerStream",
+    "Llava",
+    "Model",
+    "Moondream",
+    "Qwen2VL",
+    "SmolVLM",
+    "VisionLanguageChatSystem",
+]
 
 
 class SmolVLM(Model):
@@ -121,10 +131,18 @@ class Moondream(Model):
 MODELS: Mapping[str, type[Model]] = {model.family: model for model in (SmolVLM, Moondream, Qwen2VL, Llava)}
 
 
+def _model_class(family: str) -> type[Model]:
+    """Raises ConfigError naming the choices. A family without a class of its own has no options of its own either."""
+    families = [name for name, entry in FAMILIES.items() if entry.module]
+    if family not in families:
+        raise ConfigError(f"unknown model {family!r}; there is {', '.join(families)}", "model")
+    return MODELS.get(family) or type(family, (Model,), {"family": family})
+
+
 class VisionLanguageChatSystem:
     """Conversations about pictures with one of the models; the caller keeps the history.
 
-    `model` is smolvlm, moondream, qwen2_vl or llava, or a Model of your own making.
+    `model` is a family (smolvlm, moondream, qwen2_vl, llava), or a Model of your own making.
 
     >>> from deployments.vlm import VisionLanguageChatSystem
     >>> with VisionLanguageChatSystem(model="smolvlm") as chat:
@@ -141,10 +159,8 @@ class VisionLanguageChatSystem:
             if checkpoint is not None or place:
                 raise ConfigError("a model that is made already takes no checkpoint and no options here", "model")
             self._model = model
-        elif model in MODELS:
-            self._model = MODELS[model](checkpoint, **place)
         else:
-            raise ConfigError(f"unknown model {model!r}; there is {', '.join(MODELS)}", "model")
+            self._model = _model_class(model)(checkpoint, **place)
 
     def load(self) -> Self:
         self._model.load()

@@ -126,7 +126,7 @@ def test_models_load_by_themselves_and_again_after_close() -> None:
 
 
 def test_wrong_models_are_refused_with_the_choices(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown model 'smol'; there is smolvlm, moondream, qwen2_vl, llava"):
+    with pytest.raises(ConfigError, match="unknown model 'smol'; there is smolvlm, qwen2_vl, moondream, llava"):
         VisionLanguageChatSystem("smol")
     with pytest.raises(ConfigError, match="takes no checkpoint"):
         VisionLanguageChatSystem(SmolVLM(), tmp_path)
