@@ -160,6 +160,30 @@ def test_a_language_model_in_bfloat16_keeps_the_projector_in_float32(tiny_llava:
     assert all(torch.equal(tensor, exact[name]) for name, tensor in model.projector.state_dict().items())
 
 
+def test_short_and_long_rows_have_the_same_loss_in_bfloat16(
+    tiny_llava: TinyLlava, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go through different attention kernels."""
+    import torch
+
+    from deployments.training import model as model_file
+
+    folder, images = tiny_llava(), pictures()
+    batch = batch_of(folder)
+    features = features_of(folder, [images[index] for index in batch.pictures])
+    model = model_of(folder, "bfloat16")
+    losses, gradients = [], []
+    for limit in (0, 10_000):
+        monkeypatch.setattr(model_file, "MAX_PLAIN_TOKENS", limit)
+        model.projector.zero_grad()
+        loss = model.loss(batch, features)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.projector.parameters()]))
+    torch.testing.assert_close(losses[0], losses[1], rtol=0.01, atol=0)
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.95
+
+
 def test_features_kept_in_bfloat16_are_read_as_such() -> None:
     import torch
 

@@ -157,7 +157,7 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(places: Places, tmp_pa
 
 @pytest.mark.parametrize("seed", range(4))
 def test_an_interrupted_run_ends_as_if_it_had_not_been(places: Places, tmp_path: Path, spoken: Any, seed: int) -> None:
-    recipe = recipe_of(accumulation=1 + seed % 2)
+    recipe = recipe_of(accumulation=1 + seed % 2, dtype="bfloat16" if seed == 3 else "float32")
     whole = replace(places, out=tmp_path / "whole", save_every=1000)
     train(whole, recipe, spoken)
     stops = random.Random(seed)
