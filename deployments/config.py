@@ -140,7 +140,9 @@ class ModelConfig(Section):
     checkpoint: str = Field("", description="a folder, or a hub id owner/name")
     revision: str | None = Field(None, description="of a hub id, which needs one: a commit, tag or branch")
     tokenizer: str | None = Field(
-        None, description="moondream: where its tokenizer is, a folder or a hub id; null: with the checkpoint"
+        None,
+        min_length=1,
+        description="moondream: where its tokenizer is, a folder or a hub id; null: with the checkpoint",
     )
     tokenizer_revision: str | None = Field(None, description="of the tokenizer's hub id")
     max_image_tokens: int | None = Field(
@@ -157,16 +159,22 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _takes_options(self) -> ModelConfig:
-        for key in ("tokenizer", "tokenizer_revision", "max_image_tokens"):
-            if getattr(self, key) is not None and key not in FAMILIES[self.family].options:
-                takers = [name for name, entry in FAMILIES.items() if key in entry.options]
+        entry = FAMILIES[self.family]
+        for key in sorted({option for one in FAMILIES.values() for option in one.options} - set(entry.options)):
+            if getattr(self, key) is not None:
+                takers = [name for name, one in FAMILIES.items() if key in one.options]
                 raise ValueError(f"{key} is for the family {', '.join(takers)}; model {self.name!r} is {self.family}")
+        if self.tokenizer_revision is not None and self.tokenizer is None:
+            raise ValueError(f"model {self.name!r} has a tokenizer_revision and no tokenizer that it belongs to")
         return self
 
     @model_validator(mode="after")
     def _has_checkpoint(self) -> ModelConfig:
-        if self.family != "fake" and not self.checkpoint:
-            raise ValueError(f"model {self.name!r} needs a checkpoint: a folder or a hub id")
+        if FAMILIES[self.family].module:
+            if not self.checkpoint:
+                raise ValueError(f"model {self.name!r} needs a checkpoint: a folder or a hub id")
+        elif self.checkpoint or self.revision is not None:
+            raise ValueError(f"model {self.name!r} is {self.family}, which has no checkpoint and no revision")
         return self
 
 
@@ -206,6 +214,10 @@ class RetinaConfig(Section):
 
     def model(self, name: str) -> ModelConfig:
         return next(model for model in self.models if model.name == name)
+
+    def with_model(self, name: str) -> RetinaConfig:
+        """The same without the other models."""
+        return self.model_copy(update={"models": (self.model(name),), "default_model": None})
 
     def generator_of(self, name: str) -> GeneratorConfig:
         """The shared generator section with the model's own keys laid over it."""

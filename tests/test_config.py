@@ -82,3 +82,24 @@ def test_values_are_frozen() -> None:
 
 def test_the_configuration_page_is_what_the_command_prints() -> None:
     assert (CONFIGS.parent / "docs" / "configuration.md").read_text() == settings_page()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"family": "paligemma"}, "unknown family 'paligemma'; there is smolvlm"),
+        (
+            {"family": "smolvlm", "checkpoint": "x", "max_image_tokens": 64},
+            "max_image_tokens is for the family qwen2_vl",
+        ),
+        ({"family": "llava", "checkpoint": "x", "tokenizer": "y"}, "tokenizer is for the family moondream"),
+        ({"family": "moondream", "checkpoint": "x", "tokenizer": ""}, "at least 1 character"),
+        ({"family": "moondream", "checkpoint": "x", "tokenizer_revision": "main"}, "no tokenizer that it belongs to"),
+        ({"family": "moondream"}, "needs a checkpoint"),
+        ({"family": "fake", "checkpoint": "x"}, "no checkpoint and no revision"),
+        ({"family": "fake", "revision": "main"}, "no checkpoint and no revision"),
+    ],
+)
+def test_a_model_with_what_its_family_has_not_is_refused(model: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_config({"models": [{"name": "m", **model}]})

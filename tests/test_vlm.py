@@ -94,6 +94,10 @@ def test_what_the_model_cannot_do_is_refused(smolvlm: SmolVLM) -> None:
         smolvlm.query(PICTURE, "Why?", reasoning=True)
     with pytest.raises(InvalidRequest, match="unknown option 'tmperature'; there is temperature"):
         smolvlm.caption(PICTURE, tmperature=1.0)  # type: ignore[call-overload]
+    with pytest.raises(InvalidRequest, match="prompt replaces length and language"):
+        smolvlm.caption(PICTURE, prompt="Describe this", length="short")
+    with pytest.raises(InvalidRequest, match="question is empty"):
+        smolvlm.query(PICTURE, "")
     with pytest.raises(InvalidImage):
         smolvlm.caption(b"no picture")
 
@@ -134,6 +138,8 @@ def test_wrong_models_are_refused_with_the_choices(tmp_path: Path) -> None:
         SmolVLM(tmp_path).load()
     with pytest.raises(ConfigError, match="device"):
         SmolVLM(device="tpu").load()
+    with pytest.raises(ConfigError, match="unknown option 'dvice'; there is revision, device"):
+        SmolVLM(dvice="cuda")  # type: ignore[call-arg]
 
 
 def test_pictures_of_every_mode_survive_the_bridge() -> None:

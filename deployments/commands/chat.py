@@ -13,7 +13,7 @@ import typer
 
 from deployments.commands.terminal import DEFAULT_CONFIG, ConfigOption, errors, show_error
 from deployments.config import RetinaConfig, read_config
-from deployments.errors import InvalidRequest, RetinaError
+from deployments.errors import InvalidRequest, RetinaError, UnknownModel
 
 if TYPE_CHECKING:
     from deployments.local import Graph
@@ -40,8 +40,8 @@ async def _chat(
     from deployments.local import open_graph
 
     async with contextlib.AsyncExitStack() as stack:
-        with errors.status("loading the models"):
-            graph = await stack.enter_async_context(open_graph(config))
+        with errors.status("loading the model"):
+            graph = await stack.enter_async_context(open_graph(_needed(config, model, session)))
         talk = _Talk(graph, model, session)
         if image is not None:
             await talk.show(image)
@@ -49,6 +49,16 @@ async def _chat(
             await talk.ask(question)
         else:
             await talk.converse()
+
+
+def _needed(config: RetinaConfig, model: str | None, session: str | None) -> RetinaConfig:
+    """Only the model that will answer is loaded; a session that goes on may be any model's. Raises UnknownModel."""
+    names = [one.name for one in config.models]
+    if model is not None and model not in names:
+        raise UnknownModel(f"unknown model {model!r}; choose one of: {', '.join(names)}", "model")
+    if session is not None and model is None:
+        return config
+    return config.with_model(model or config.first_model)
 
 
 class _Talk:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from deployments.config import GeneratorConfig
 from deployments.errors import InvalidRequest
+from deployments.generator.task_limits import check_task
 from deployments.types import GenerateRequest, SamplingParams
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def check_request(request: GenerateRequest, limits: GeneratorConfig) -> None:
     """Raises InvalidRequest naming the field, what it was and what is allowed."""
     check_sampling(request.sampling, limits)
     if request.task is not None:
-        _check_task_messages(request)
+        check_task(request, request.task)
 
 
 def check_sampling(sampling: SamplingParams, limits: GeneratorConfig) -> None:
@@ -44,17 +45,6 @@ def with_defaults(sampling: SamplingParams, prompts: PromptFormat) -> SamplingPa
     if sampling.repetition_penalty is not None:
         return sampling
     return replace(sampling, repetition_penalty=prompts.repetition_penalty)
-
-
-def _check_task_messages(request: GenerateRequest) -> None:
-    messages = request.messages
-    if [message.role for message in messages] != ["user"]:
-        raise InvalidRequest(f"a task comes with one user message, not with {len(messages)} messages", "messages")
-    [message] = messages
-    if len(message.images) > 1:
-        raise InvalidRequest(f"a task is about one picture; the message has {len(message.images)}", "messages")
-    if message.text:
-        raise InvalidRequest("a task says all itself; its message has text of its own", "messages")
 
 
 def _check_stop(stop: tuple[str, ...], limits: GeneratorConfig) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypedDict, Unpack, overload
 
+from deployments.errors import ConfigError, InvalidRequest
 from deployments.in_process.answers import Answer, AnswerStream, finish
 from deployments.in_process.bridge import InProcess, Pull
 from deployments.in_process.inputs import Sampling, read_picture, to_wish
@@ -44,6 +45,9 @@ class Model:
         checkpoint: str | Path | None = None,
         **place: Unpack[Place],
     ) -> None:
+        unknown = [name for name in place if name not in Place.__annotations__]
+        if unknown:
+            raise ConfigError(f"unknown option {unknown[0]!r}; there is {', '.join(Place.__annotations__)}", unknown[0])
         folder = DEMO_CHECKPOINTS / self.family if checkpoint is None else Path(checkpoint)
         self._is_hub_id = not folder.is_dir() and not folder.is_absolute()
         self._checkpoint = str(folder if checkpoint is None else checkpoint)
@@ -77,8 +81,8 @@ class Model:
         self,
         image: Picture,
         *,
-        length: CaptionLength = ...,
-        language: str = ...,
+        length: CaptionLength | None = ...,
+        language: str | None = ...,
         prompt: str | None = ...,
         stream: Literal[False] = ...,
         **sampling: Unpack[Sampling],
@@ -89,8 +93,8 @@ class Model:
         self,
         image: Picture,
         *,
-        length: CaptionLength = ...,
-        language: str = ...,
+        length: CaptionLength | None = ...,
+        language: str | None = ...,
         prompt: str | None = ...,
         stream: Literal[True],
         **sampling: Unpack[Sampling],
@@ -100,18 +104,22 @@ class Model:
         self,
         image: Picture,
         *,
-        length: CaptionLength = "normal",
-        language: str = "en",
+        length: CaptionLength | None = None,
+        language: str | None = None,
         prompt: str | None = None,
         stream: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Answer | AnswerStream:
         """Describe a picture: the text, or with `stream` its pieces as they come.
 
-        `prompt` replaces the words that length and language stand for. `sampling` takes temperature, top_p, top_k,
-        max_new_tokens and seed. Raises InvalidRequest for a language that the model does not have, InvalidImage.
+        `length` is short, normal (the default) or long; `language` an ISO 639 code, "en" by default; `prompt` stands in
+        place of both. `sampling` takes temperature, top_p, top_k, max_new_tokens, stop and seed. Raises InvalidRequest
+        for a language that the model does not have, InvalidImage.
         """
-        return self._answer(CaptionTask(length, language, prompt), image, sampling, stream=stream)
+        if prompt is not None and (length is not None or language is not None):
+            raise InvalidRequest("prompt replaces length and language; give it without them", "prompt")
+        task = CaptionTask(length or "normal", language or "en", prompt)
+        return self._answer(task, image, sampling, stream=stream)
 
     @overload
     def query(

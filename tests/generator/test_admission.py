@@ -12,7 +12,7 @@ from generator.letters import LetterPrompts, ask, ask_task, picture, user
 from deployments.config import GeneratorConfig
 from deployments.errors import InvalidRequest
 from deployments.generator.admission import check_request, check_sampling, with_defaults
-from deployments.types import CaptionTask, Message, SamplingParams
+from deployments.types import CaptionTask, DetectTask, Message, PointTask, QueryTask, SamplingParams, Task
 
 LIMITS = GeneratorConfig(max_new_tokens=512, max_stop_strings=8, max_stop_chars=20)
 
@@ -112,3 +112,35 @@ def test_the_checkpoint_speaks_where_the_request_is_silent() -> None:
     assert with_defaults(asked, Penalizing()) == replace(asked, repetition_penalty=1.05)
     asked = SamplingParams(repetition_penalty=1.0)
     assert with_defaults(asked, Penalizing()) == asked
+
+
+@pytest.mark.parametrize(
+    ("task", "sampling", "param"),
+    [
+        (CaptionTask(prompt=" "), {}, "prompt"),
+        (QueryTask(""), {}, "question"),
+        (QueryTask("what?", spatial_refs=((0.5,),)), {}, "spatial_refs"),
+        (QueryTask("what?", spatial_refs=((0.5, 1.5),)), {}, "spatial_refs"),
+        (QueryTask("what?", spatial_refs=((0.5, math.nan),)), {}, "spatial_refs"),
+        (DetectTask("\n"), {}, "object"),
+        (DetectTask("cat", max_objects=0), {}, "max_objects"),
+        (PointTask("cat", max_objects=2.5), {}, "max_objects"),  # type: ignore[arg-type]
+        (PointTask("cat", max_objects=True), {}, "max_objects"),
+        (DetectTask("cat"), {"temperature": 0.5}, "temperature"),
+        (PointTask("cat"), {"repetition_penalty": 1.2}, "repetition_penalty"),
+        (DetectTask("cat"), {"stop": ("x",)}, "stop"),
+    ],
+)
+def test_a_task_that_cannot_be_meant_is_refused(task: Task, sampling: dict[str, Any], param: str) -> None:
+    request = ask_task(task)
+    with pytest.raises(InvalidRequest) as caught:
+        check_request(replace(request, sampling=replace(request.sampling, **sampling)), LIMITS)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "task",
+    [CaptionTask(prompt="Say it"), QueryTask("?", spatial_refs=((0, 1), (0.1, 0.2, 1, 1))), DetectTask("cat", 1)],
+)
+def test_a_task_that_can_be_meant_is_taken(task: Task) -> None:
+    check_request(ask_task(task), LIMITS)

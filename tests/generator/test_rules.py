@@ -239,8 +239,8 @@ async def test_deadline_in_the_middle(
 
 async def test_a_seed_draws_the_same_in_any_company(open_test_engine: Any) -> None:
     fast, slow = open_test_engine(num_slots=8), open_test_engine(mode="simple")
-    tasks = [DetectTask("moon", 5), QueryTask("why?", reasoning=True)]
-    requests = [ask_task(task, temperature=1.2, seed=4, max_new_tokens=24) for task in tasks]
+    thinking = QueryTask("why?", reasoning=True)
+    requests = [ask_task(thinking, temperature=1.2, seed=seed, max_new_tokens=24) for seed in (4, 5)]
     plain = [ask(f"say {seed}", temperature=1.3, seed=seed, max_new_tokens=30) for seed in range(4)]
     together = await asyncio.gather(*(read(fast.stream(request)) for request in [*plain, *requests]))
     for request, answer in zip([*plain, *requests], together, strict=True):
