@@ -197,3 +197,10 @@ def resolve_paths(config: RetinaConfig) -> RetinaConfig:
 def _absolute(source: str) -> str:
     """A folder that is there as an absolute path; a hub id, or nothing, as it is."""
     return os.path.abspath(source) if source and os.path.isdir(source) else source
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -203,9 +203,14 @@ class RetinaConfig(Section):
             )
         for index, model in enumerate(self.models):
             try:
-                self.generator_of(model.name)
+                generator = self.generator_of(model.name)
             except ValidationError as error:
                 raise ValueError(_explain(error, f"models.{index}.generator", GeneratorConfig)) from error
+            if model.max_image_tokens is not None and model.max_image_tokens >= generator.max_context_tokens:
+                raise ValueError(
+                    f"model {model.name!r}: max_image_tokens {model.max_image_tokens} leaves no room for a question in "
+                    f"generator.max_context_tokens {generator.max_context_tokens}"
+                )
         return self
 
     @property

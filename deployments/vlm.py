@@ -6,18 +6,17 @@ bytes of a file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self, Unpack
 
 from deployments.errors import ConfigError
 from deployments.families import FAMILIES
 from deployments.in_process.answers import Answer, AnswerStream, finish
 from deployments.in_process.bridge import Pull
-from deployments.in_process.inputs import Sampling, to_message, to_wish
-from deployments.in_process.model import Model, Place
-from deployments.types import Box, Chunk, DetectTask, ImagePart, Message, Part, Point, PointTask, TextPart
+from deployments.in_process.inputs import Sampling, to_messages, to_wish
+from deployments.in_process.model import Loadable, Model, Place
+from deployments.types import Box, Chunk, DetectTask, ImagePart, Message, Part, Point, PointTask
 
 if TYPE_CHECKING:
     from deployments.in_process.inputs import Picture
@@ -139,7 +138,7 @@ def _model_class(family: str) -> type[Model]:
     return MODELS.get(family) or type(family, (Model,), {"family": family})
 
 
-class VisionLanguageChatSystem:
+class VisionLanguageChatSystem(Loadable):
     """Conversations about pictures with one of the models; the caller keeps the history.
 
     `model` is a family (smolvlm, moondream, qwen2_vl, llava), or a Model of your own making.
@@ -169,33 +168,25 @@ class VisionLanguageChatSystem:
     def close(self) -> None:
         self._model.close()
 
-    def __enter__(self) -> Self:
-        return self.load()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def chat(
         self,
         image: Picture | None,
         question: str,
-        history: Sequence[Mapping[str, str]] = (),
+        history: Sequence[Mapping[str, str]] | None = None,
         **sampling: Unpack[Sampling],
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Pieces of the answer as they come. The picture stands before the conversation's first question.
 
         `history` holds what was said before, oldest first: {"role": "user" or "assistant", "content": text}.
         """
-        messages = [to_message(turn) for turn in history] + [Message("user", (TextPart(question),))]
+        messages = to_messages(history, question)
         wish = to_wish(sampling)
         if image is not None:
             messages = _show(self._model.add_image(image), messages)
         return _texts(self._model.ask(tuple(messages), wish))
 
 
-def _texts(chunks: Pull[Chunk]) -> Iterator[str]:
+def _texts(chunks: Pull[Chunk]) -> Generator[str, None, None]:
     with chunks:
         for chunk in chunks:
             if chunk.text:

@@ -96,6 +96,7 @@ def test_the_configuration_page_is_what_the_command_prints() -> None:
         ({"family": "moondream", "checkpoint": "x", "tokenizer": ""}, "at least 1 character"),
         ({"family": "moondream", "checkpoint": "x", "tokenizer_revision": "main"}, "no tokenizer that it belongs to"),
         ({"family": "moondream"}, "needs a checkpoint"),
+        ({"family": "qwen2_vl", "checkpoint": "x", "max_image_tokens": 2048}, "leaves no room for a question"),
         ({"family": "fake", "checkpoint": "x"}, "no checkpoint and no revision"),
         ({"family": "fake", "revision": "main"}, "no checkpoint and no revision"),
     ],

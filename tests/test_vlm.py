@@ -6,11 +6,12 @@ import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deployments.errors import CheckpointError, ConfigError, InvalidImage, InvalidRequest
-from deployments.in_process.inputs import read_picture, to_message, to_wish
+from deployments.in_process.inputs import read_picture, to_messages, to_wish
 from deployments.vlm import Answer, SmolVLM, VisionLanguageChatSystem
 
 pytestmark = pytest.mark.torch
@@ -156,7 +157,33 @@ def test_inputs_that_are_none() -> None:
         read_picture("gone.png")
     with pytest.raises(InvalidRequest, match="image is a int"):
         read_picture(3)  # type: ignore[arg-type]
-    for turn in ({"role": "robot", "content": "x"}, {"role": "user"}, {"role": "user", "content": "x", "image": "y"}):
-        with pytest.raises(InvalidRequest, match="history"):
-            to_message(turn)
-    assert to_wish({"temperature": 0.5}).temperature == 0.5
+    turns: list[Any] = [{"role": "robot", "content": "x"}, {"role": "user"}, {"role": "user", "content": "x", "a": "y"}]
+    for turn in (*turns, "hi", ("user", "x")):
+        with pytest.raises(InvalidRequest, match=r"history\.0"):
+            to_messages([turn], "what?")
+    for question in ("", " ", None, 3):
+        with pytest.raises(InvalidRequest, match="question is"):
+            to_messages([], question)  # type: ignore[arg-type]
+    for path in ("a\0b", Path("a\0b")):
+        with pytest.raises(InvalidRequest, match="null"):
+            read_picture(path)
+
+
+def test_sampling_is_checked_and_not_guessed_at() -> None:
+    assert to_wish({"temperature": 1, "seed": None}).temperature == 1
+    assert [to_wish({"stop": stop}).stop for stop in ("ab", ["ab"], ("ab", "c"))] == [("ab",), ("ab",), ("ab", "c")]
+    wrong: list[Any] = [{"temperature": "hot"}, {"temperature": True}, {"max_new_tokens": "5"}, {"stop": (3,)}]
+    for sampling in wrong:
+        with pytest.raises(InvalidRequest, match=next(iter(sampling))):
+            to_wish(sampling)
+
+
+def test_pillow_images_without_pixels_are_refused_and_turned_ones_stand_upright() -> None:
+    from PIL import Image
+
+    with pytest.raises(InvalidRequest, match="0 x 4"):
+        read_picture(Image.new("RGB", (0, 4)))
+    turned = Image.new("RGB", (20, 10))
+    turned.getexif()[0x0112] = 6
+    with Image.open(io.BytesIO(read_picture(turned))) as upright:
+        assert upright.size == (10, 20)

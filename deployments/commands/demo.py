@@ -43,6 +43,13 @@ async def _streaming(
     from deployments.local import open_graph
 
     async with contextlib.AsyncExitStack() as stack:
+        # In memory, so that the questions of a measurement are not among people's conversations.
+        config = config.model_copy(
+            update={
+                "images": config.images.model_copy(update={"store": "memory"}),
+                "session_router": config.session_router.model_copy(update={"store": "memory"}),
+            }
+        )
         with errors.status("loading the models"):
             graph = await stack.enter_async_context(open_graph(config))
         image = await graph.add_image(picture)

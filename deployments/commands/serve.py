@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from deployments.capacity import num_cores
 from deployments.commands.terminal import DEFAULT_CONFIG, ConfigOption
 from deployments.config import RetinaConfig, read_config
 
@@ -49,7 +50,7 @@ def _joins_a_cluster() -> bool:
 
 def _num_cores() -> float:
     """Cores that Ray will see: those this process may use, or the container's share of them."""
-    cores = float(len(os.sched_getaffinity(0)))
+    cores = float(num_cores())
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from deployments.errors import InvalidRequest
 from deployments.types import (
     SKILL_OF,
@@ -43,19 +41,29 @@ def _check_messages(request: GenerateRequest) -> None:
         raise InvalidRequest("a task says all itself; its message has text of its own", "messages")
 
 
-def _require_text(name: str, text: str) -> None:
+def _require_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{name} is {text!r}; it must be a text", name)
     if not text.strip():
         raise InvalidRequest(f"{name} is empty", name)
 
 
 def _check_places(places: tuple[tuple[float, ...], ...]) -> None:
     for place in places:
-        if len(place) not in (2, 4) or not all(math.isfinite(value) and 0 <= value <= 1 for value in place):
+        if len(place) not in (2, 4) or not all(map(_is_share, place)) or not _is_ordered(place):
             raise InvalidRequest(
                 f"spatial_refs has {place}; each is a point (x, y) or a box (x_min, y_min, x_max, y_max), shares "
                 "from 0 to 1",
                 "spatial_refs",
             )
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def _is_ordered(place: tuple[float, ...]) -> bool:
+    return len(place) == 2 or (place[0] <= place[2] and place[1] <= place[3])
 
 
 def _check_max_objects(max_objects: int) -> None:

@@ -26,7 +26,7 @@ class Answer(str):
 
 
 class AnswerStream(Iterator[str]):
-    """Pieces of an answer as they come; leaving the loop early and `close` cancel what is left of it."""
+    """Pieces of an answer as they come. `close` cancels what is left of it, and so does letting go of it."""
 
     def __init__(self, events: Pull[TaskEvent]) -> None:
         self._events = events
@@ -41,9 +41,6 @@ class AnswerStream(Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        self._events.close()
-
-    def __del__(self) -> None:
         self._events.close()
 
 

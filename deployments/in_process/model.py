@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypedDict, Unpack, overload
@@ -28,9 +30,28 @@ class Place(TypedDict, total=False):
     dtype: str  # auto, float32, bfloat16 or float16
     num_threads: int | None  # of torch; None: as many as this process may use cores
     num_slots: int  # answers that can be generated at a time, 2 by default; each holds a KV cache
+    max_context_tokens: int  # of prompt and answer together, 2048 by default; a checkpoint's lower limit wins
 
 
-class Model:
+class Loadable(ABC):
+    """A `with` block loads at its beginning and closes at its end."""
+
+    @abstractmethod
+    def load(self) -> Self: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self.load()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Model(Loadable):
     """One model in this process. `load` reads the weights, which the first question does otherwise; `close`, or the
     end of a `with` block, gives the memory back.
 
@@ -52,29 +73,20 @@ class Model:
         self._is_hub_id = not folder.is_dir() and not folder.is_absolute()
         self._checkpoint = str(folder if checkpoint is None else checkpoint)
         self._place = place
+        self._changing = threading.Lock()  # guards what follows
         self._running: InProcess | None = None
 
     def load(self) -> Self:
         """Read the weights and return the model itself. Raises CheckpointError, ConfigError."""
-        if self._running is None:
-            device, dtype = self._place.get("device", "auto"), self._place.get("dtype", "auto")
-            num_threads, num_slots = self._place.get("num_threads"), self._place.get("num_slots", 2)
-            self._running = InProcess(self._section(), device, dtype, num_threads, num_slots)
+        self._load()
         return self
 
     def close(self) -> None:
-        """Cancel running answers and free the memory; the next question loads anew."""
-        running, self._running = self._running, None
+        """Running answers fail with PartUnavailable, and the memory is free; the next question loads anew."""
+        with self._changing:
+            running, self._running = self._running, None
         if running is not None:
             running.close()
-
-    def __enter__(self) -> Self:
-        return self.load()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @overload
     def caption(
@@ -162,16 +174,24 @@ class Model:
 
     def ask(self, messages: tuple[Message, ...], sampling: SamplingWish) -> Pull[Chunk]:
         """The answer to a conversation whose pictures `add_image` gave."""
-        return self._graph.generate(messages, sampling)
+        return self._load().generate(messages, sampling)
 
     def add_image(self, image: Picture) -> ImagePart:
-        return ImagePart(self._graph.add_image(read_picture(image)))
+        return ImagePart(self._load().add_image(read_picture(image)))
 
-    @property
-    def _graph(self) -> InProcess:
-        self.load()
-        assert self._running is not None
-        return self._running
+    def _load(self) -> InProcess:
+        with self._changing:
+            if self._running is None:
+                place = self._place
+                self._running = InProcess(
+                    self._section(),
+                    device=place.get("device", "auto"),
+                    dtype=place.get("dtype", "auto"),
+                    num_threads=place.get("num_threads"),
+                    num_slots=place.get("num_slots", 2),
+                    max_context_tokens=place.get("max_context_tokens", 2048),
+                )
+            return self._running
 
     def _section(self) -> dict[str, object]:
         """The model's section of a configuration."""
@@ -183,5 +203,5 @@ class Model:
         return AnswerStream(events) if stream else Answer.from_reply(finish(events))
 
     def _events(self, task: Task, image: Picture | None, sampling: Sampling) -> Pull[TaskEvent]:
-        ref = None if image is None else self._graph.add_image(read_picture(image))
-        return self._graph.run_task(task, ref, to_wish(sampling))
+        ref = None if image is None else self._load().add_image(read_picture(image))
+        return self._load().run_task(task, ref, to_wish(sampling))

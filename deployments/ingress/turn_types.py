@@ -8,6 +8,8 @@ from deployments.config import GeneratorConfig
 from deployments.errors import InvalidRequest
 from deployments.types import FinishReason, ImageRef, SamplingParams, Timings, Usage
 
+SHOWN_DIGITS = 20  # of a number that is refused: JSON's integers have no end
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingWish:
@@ -24,7 +26,8 @@ class SamplingWish:
         """Raises InvalidRequest when more tokens or stops are asked for than the model's settings allow."""
         if self.max_new_tokens is not None and self.max_new_tokens > limits.max_new_tokens:
             raise InvalidRequest(
-                f"max_new_tokens is {self.max_new_tokens}; this model gives at most {limits.max_new_tokens}",
+                f"max_new_tokens is {str(self.max_new_tokens)[:SHOWN_DIGITS]}; this model gives at most "
+                f"{limits.max_new_tokens}",
                 "max_new_tokens",
             )
         self._check_stops(limits)

@@ -7,6 +7,7 @@ const [main, past, pending] = ["main", "past", "pending"].map(byId);
 const [preview, send, stop, drop, model] = ["preview", "send", "stop", "drop", "model"].map(byId);
 const [SESSION, MODEL] = ["retina.session_id", "retina.model"];
 let picture = null; // the File that goes with the next question
+let wishedModel = ""; // chosen by the reader here; a session goes on with its own model otherwise
 let running = null; // the AbortController of the answer under way
 let isAtEnd = true; // not so once a reader has scrolled up: then new text does not pull the page down
 let lastTop = 0;
@@ -113,7 +114,8 @@ async function request(path, options) {
 // Streams the answer into `body`; returns the data of `done`.
 async function ask(text, image, body) {
   const data = new FormData();
-  const fields = { message: text, stream: "true", session_id: localStorage.getItem(SESSION), model: model.value, image };
+  const session = localStorage.getItem(SESSION);
+  const fields = { message: text, stream: "true", session_id: session, model: session ? wishedModel : model.value, image };
   for (const [name, value] of Object.entries(fields)) if (value) data.set(name, value);
   const response = await request("chat", { method: "POST", body: data, signal: running.signal });
   try {
@@ -148,6 +150,7 @@ async function submit() {
   try {
     const done = await ask(text, image, answer.body);
     localStorage.setItem(SESSION, done.session_id);
+    model.value = done.model_used;
     answer.item.append(make("p", "note", usageLine(done)));
     messages.append(answer.item);
   } catch (error) {
@@ -200,7 +203,10 @@ async function showModels() {
   model.hidden = names.length < 2;
 }
 
-model.addEventListener("change", () => { localStorage.setItem(MODEL, model.value); question.focus(); });
+model.addEventListener("change", () => {
+  localStorage.setItem(MODEL, wishedModel = model.value);
+  question.focus();
+});
 form.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
 question.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
