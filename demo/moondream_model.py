@@ -1,17 +1,17 @@
-"""Builds the demo Moondream's tokenizer, configuration, first weights and checkpoint folder in moondream2's own layout."""
+"""Builds the demo Moondream's tokenizer, configuration, tower and checkpoint folder in moondream2's own layout."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from checkpoint_files import write_json, write_tokenizer, write_weights
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from deployments.models.moondream_tokens import LENGTHS
 
 CROP, PATCH, MAX_CROPS, MARGIN = 64, 8, 4, 1
 GRID = CROP // PATCH
@@ -21,9 +21,7 @@ LAYERS, WIDTH, HEADS = 5, 192, 3
 BINS = 1024
 SPECIAL = ("<|endoftext|>", *(f"<|md_reserved_{i}|>" for i in range(12)))
 END, ASK, ASKED, ANSWER, THINK, COORD, SIZE, GROUND, GROUND_END = 0, 1, 2, 3, 4, 5, 6, 7, 9
-LENGTHS = ("short", "normal", "long")
 TASKS = ("caption", "query", "detect", "point")
-LOWEST_WAVE, HIGHEST_COORD_WAVE, HIGHEST_SIZE_WAVE = 0.25, 16.0, 8.0
 
 
 def build_tokenizer(corpus: Iterable[str]) -> Tokenizer:
@@ -107,41 +105,17 @@ def _tower_layer(tower: dict[str, torch.Tensor], layer: int, part: str) -> dict[
     }
 
 
-def waves(highest: float, count: int) -> torch.Tensor:
-    """Frequencies that rise by equal ratios; (count,)."""
-    ratio = highest / LOWEST_WAVE
-    return torch.tensor([LOWEST_WAVE * ratio ** (i / (count - 1)) for i in range(count)])
-
-
 def write_checkpoint(
     folder: Path, weights: dict[str, torch.Tensor], tokenizer: Tokenizer, recipe: dict[str, Any]
 ) -> None:
-    """Write a whole checkpoint; each file is replaced at once, and recipe.json last, with the weights' sha256."""
+    """Write a whole checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
     end = SPECIAL[END]
     named = {"bos_token": end, "eos_token": end, "unk_token": end}
-    about = {"architectures": ["HfMoondream"], "model_type": "moondream1", "torch_dtype": "bfloat16"}
-    files = {
-        "config.json": {**about, "config": build_config(tokenizer)},
-        "generation_config.json": {"bos_token_id": END, "eos_token_id": END},
-        "special_tokens_map.json": named,
-        "tokenizer_config.json": {
-            "add_prefix_space": False, "clean_up_tokenization_spaces": False, "model_max_length": 2048,
-            "tokenizer_class": "PreTrainedTokenizerFast", **named,
-        },
-    }  # fmt: skip
-    for name, content in files.items():
-        _write_json(folder / name, content)
-    stored = {f"model.{name}": value.detach().to(torch.bfloat16).contiguous() for name, value in weights.items()}
-    partial = folder / "model.safetensors.partial"
-    save_file(stored, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / "model.safetensors")
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    _write_json(folder / "recipe.json", {**recipe, "weights_sha256": digest})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    kind = {"architectures": ["HfMoondream"], "model_type": "moondream1", "torch_dtype": "bfloat16"}
+    about = {"add_prefix_space": False, "clean_up_tokenization_spaces": False, "model_max_length": 2048}
+    write_tokenizer(folder, tokenizer, {**about, "tokenizer_class": "PreTrainedTokenizerFast", **named})
+    write_json(folder / "special_tokens_map.json", named)
+    write_json(folder / "config.json", {**kind, "config": build_config(tokenizer)})
+    write_json(folder / "generation_config.json", {"bos_token_id": END, "eos_token_id": END})
+    write_weights(folder, {f"model.{name}": value for name, value in weights.items()}, recipe)

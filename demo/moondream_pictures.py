@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from moondream_model import CROP, GRID, MARGIN, MAX_CROPS, PATCH
-from moondream_network import Vision
+from moondream_model import GRID
 from PIL import Image, ImageChops, ImageDraw
 from pool import IGNORED, OTHER_SHARE, READOUTS, thing_classes
 from safetensors.torch import load_file, save_file
@@ -31,8 +29,10 @@ from scenes import (
     sample_scene,
 )
 
+from deployments.models.moondream_crops import cut_crops
+from deployments.models.moondream_modules import Vision, stitch
+
 PART = 1024  # pictures a file
-WINDOW = CROP - 2 * MARGIN * PATCH
 MAX_DISTANCE, UNDECIDED = 0.3, 0.04  # of the picture's sides: what is further shows nothing, what is tied is not taught
 _BACKGROUNDS, _PLACES, _SHAPES, _COLORS = tuple(BACKGROUNDS), tuple(PLACES), tuple(SHAPES), tuple(COLORS)
 
@@ -96,77 +96,35 @@ def _box(before: Image.Image, after: Image.Image) -> list[float]:
     return [(left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width, (bottom - top) / height]
 
 
-def crops_of(image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
-    rows, columns = tiling(image.height - 2 * MARGIN * PATCH, image.width - 2 * MARGIN * PATCH)
-    target = (columns * WINDOW + 2 * MARGIN * PATCH, rows * WINDOW + 2 * MARGIN * PATCH)
-    whole = np.asarray(image.resize((CROP, CROP), Image.Resampling.LANCZOS))
-    large = np.asarray(image.resize(target, Image.Resampling.LANCZOS))
-    local = [
-        large[r * WINDOW : r * WINDOW + CROP, c * WINDOW : c * WINDOW + CROP]
-        for r in range(rows)
-        for c in range(columns)
-    ]
-    return np.stack([whole, *local]), (rows, columns)
-
-
-def tiling(height: int, width: int) -> tuple[int, int]:
-    if height <= WINDOW or width <= WINDOW:
-        return 1, 1
-    rows, columns = math.ceil(height / WINDOW), math.ceil(width / WINDOW)
-    if rows * columns > MAX_CROPS:
-        ratio = math.sqrt(MAX_CROPS / (rows * columns))
-        return max(1, math.floor(rows * ratio)), max(1, math.floor(columns * ratio))
-    tall = max(rows, math.floor(math.sqrt(MAX_CROPS * height / width)))
-    wide = max(columns, math.floor(math.sqrt(MAX_CROPS * width / height)))
-    if tall * wide > MAX_CROPS:
-        if wide > tall:
-            wide = MAX_CROPS // tall
-        else:
-            tall = MAX_CROPS // wide
-    return max(1, tall), max(1, wide)
-
-
-def stitched(features: torch.Tensor, tiling: tuple[int, int]) -> torch.Tensor:
-    """(crops, GRID**2, D) to the pooled (GRID**2, D)."""
-    rows, columns = tiling
-    grid = features.unflatten(1, (GRID, GRID))
-    lines = []
-    for r in range(rows):
-        pieces = []
-        for c in range(columns):
-            crop = grid[r * columns + c]
-            top, bottom = (0 if r == 0 else MARGIN), (GRID if r == rows - 1 else GRID - MARGIN)
-            left, right = (0 if c == 0 else MARGIN), (GRID if c == columns - 1 else GRID - MARGIN)
-            pieces.append(crop[top:bottom, left:right])
-        lines.append(torch.cat(pieces, 1))
-    whole = torch.cat(lines, 0).permute(2, 0, 1)
-    return F.adaptive_avg_pool2d(whole, (GRID, GRID)).permute(1, 2, 0).flatten(0, 1)
-
-
 @torch.no_grad()
 def encode(vision: Vision, images: list[Image.Image]) -> torch.Tensor:
-    """What the projection receives; (B, GRID**2, 2 * enc_dim)."""
-    made = [crops_of(image.convert("RGB")) for image in images]
-    pixels = torch.from_numpy(np.concatenate([crops for crops, _ in made])).permute(0, 3, 1, 2)
+    """What the projection receives of RGB pictures; (B, GRID**2, 2 * enc_dim)."""
+    made = [cut_crops(image, vision.sizes) for image in images]
+    pixels = torch.from_numpy(np.concatenate([crops.pixels for crops in made])).permute(0, 3, 1, 2)
     values = ((pixels.to(torch.bfloat16) / 255 - 0.5) / 0.5).float()
-    seen = torch.split(vision.encode(values).float(), [len(crops) for crops, _ in made])
-    return torch.stack(
-        [torch.cat([one[0], stitched(one[1:], how)], dim=-1) for one, (_, how) in zip(seen, made, strict=True)]
-    )
+    seen = torch.split(vision(values).float(), [len(crops.pixels) for crops in made])
+    return torch.stack([_two_views(vision, states, crops.tiling) for states, crops in zip(seen, made, strict=True)])
+
+
+def _two_views(vision: Vision, states: torch.Tensor, tiling: tuple[int, int]) -> torch.Tensor:
+    grid = (vision.sizes.grid, vision.sizes.grid)
+    whole = stitch(torch.unflatten(states[1:], 1, grid), tiling, vision.sizes.overlap_margin)
+    pooled = F.adaptive_avg_pool2d(whole.permute(2, 0, 1), grid)  # (D, grid, grid)
+    return torch.cat([states[0], pooled.permute(1, 2, 0).flatten(0, 1)], dim=-1)
 
 
 def make_pictures(vision: Vision, count: int, seed: int, folder: Path, report: Report) -> Pictures:
     """Draw and encode pictures in parts; parts that lie in the folder are taken as they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"part-{number}.safetensors" for number in range(count // PART)]
+    paths = [folder / f"part-{number}.safetensors" for number in range(-(-count // PART))]
     for number, path in enumerate(paths):
         if not path.exists():
             partial = path.with_name(path.name + ".partial")
             save_file(_part(vision, np.random.default_rng([seed, number])), partial)
             partial.rename(path)
-        report((number + 1) * PART)
+        report(min(count, (number + 1) * PART))
     parts = [load_file(path) for path in paths]
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    whole = {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
     scenes = [_from_codes(row) for row in whole.pop("scenes").tolist()]
     return Pictures(**whole, scenes=scenes)
 
@@ -177,7 +135,8 @@ def _part(vision: Vision, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         drawn = [draw(rng) for _ in range(64)]
         with torch.autocast("cpu", torch.bfloat16):
             features.append(encode(vision, [one.image for one in drawn]).to(torch.bfloat16))
-        truths += [Drawn(Image.new("RGB", (1, 1)), one.scene, one.boxes) for one in drawn]
+        no_image = Image.new("RGB", (1, 1))  # a part's pictures would fill a gigabyte, and nobody needs them any more
+        truths += [Drawn(no_image, one.scene, one.boxes) for one in drawn]
     return {"features": torch.cat(features), **truth_tensors(truths)}
 
 
@@ -202,7 +161,7 @@ def _owners(boxes: np.ndarray) -> np.ndarray:
     if not len(boxes):
         return np.full(GRID**2, -1)
     distances = np.hypot(x[:, None] - boxes[:, 0], y[:, None] - boxes[:, 1])  # (GRID**2, things)
-    nearest = distances.argmin(1)
+    nearest: np.ndarray = distances.argmin(1)
     ordered = np.sort(distances, 1)
     if len(boxes) > 1:
         nearest[ordered[:, 1] - ordered[:, 0] < UNDECIDED] = -2
@@ -234,9 +193,3 @@ def _from_codes(codes: list[int]) -> Scene | None:
     triples = [codes[1:4], codes[4:7]]
     things = tuple(Thing(_SHAPES[s], _COLORS[c], _PLACES[p]) for s, c, p in triples if s >= 0)
     return Scene(things, _BACKGROUNDS[codes[0]])
-
-
-def batches(items: list[int], size: int) -> Iterator[list[int]]:
-    """Yield the items in runs of `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

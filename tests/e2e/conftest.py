@@ -1,4 +1,4 @@
-"""One running service for the folder: configs/local.yaml plus a second model whose answers are long."""
+"""One running service for the folder: configs/local.yaml plus one more model, whose answers are long."""
 
 from __future__ import annotations
 

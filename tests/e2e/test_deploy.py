@@ -15,7 +15,8 @@ from service import BIN, ROOT, free_port, ray_environment, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.torch, pytest.mark.timeout(300)]
 
-PARTS = ("ingress", "session_router", "vision_encoder", "generator-smolvlm")
+MODELS = ("smolvlm", "moondream", "qwen2_vl", "llava", "llava_qwen2")
+PARTS = ("ingress", "session_router", "vision_encoder", *(f"generator-{model}" for model in MODELS))
 ENVIRONMENT = {**ray_environment(), "RAY_AUTH_MODE": "disabled"}
 
 

@@ -21,6 +21,8 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("configs", "demo"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "photo.jpg").write_bytes((ROOT / "demo" / "images" / "blue-square-and-yellow-star.jpg").read_bytes())
+    [pair] = re.findall(r"^echo '(\{.*\})' > pairs\.jsonl$", README, re.MULTILINE)
+    (tmp_path / "pairs.jsonl").write_text(pair)
     return tmp_path
 
 
@@ -45,12 +47,13 @@ def test_python_blocks(checkout: Path) -> None:
 
 def test_retina_lines(checkout: Path) -> None:
     lines = re.findall(r"^\.venv/bin/(retina .*)$", README, re.MULTILINE)
-    assert len(lines) >= 3
+    assert len(lines) >= 5
     outputs = [run(["bash", "-c", f"{BIN}/{line}"], checkout, "Hello, my name is Ada\n/quit\n") for line in lines]
     told = dict(zip(lines, outputs, strict=True))
     assert any("blue square" in text for line, text in told.items() if "--image" in line)
     assert "Ada" in told["retina chat"]
-    assert "1.8 CPU" in told["retina check configs/local.yaml"]
+    assert "1.9 CPU" in told["retina check configs/local.yaml"]
+    assert (checkout / "my-llava" / "config.json").is_file()
 
 
 def test_the_map_names_what_is_there() -> None:

@@ -32,8 +32,8 @@ USAGE_KEYS = {"prompt_tokens", "image_tokens", "reused_tokens", "completion_toke
 TIMING_KEYS = {"queue_ms", "encode_ms", "encode_source", "prefill_ms", "decode_ms", "first_token_ms"}
 
 
-def test_ready_within_a_minute(service: Service) -> None:
-    assert service.ready_s < 60
+def test_ready_within_a_minute_and_a_half(service: Service) -> None:
+    assert service.ready_s < 90
 
 
 def test_readme_curl_lines_work_as_pasted(service: Service, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_serve_status_shows_each_deployment_healthy(service: Service) -> None:
     environment = {**ray_environment(), "RAY_AUTH_MODE": "token"}  # Ray guards its dashboard with ~/.ray/auth_token
     command = [BIN / "serve", "status", "--address", service.dashboard]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
-    for name in ("ingress", "session_router", "vision_encoder", "generator-smolvlm"):
+    for name in ("ingress", "session_router", "vision_encoder", "generator-smolvlm", "generator-moondream"):
         assert re.search(rf"{name}:\s+status: HEALTHY", shown.stdout), shown.stdout
     assert re.search(r"retina:\s+status: RUNNING", shown.stdout), shown.stdout
 

@@ -106,7 +106,7 @@ def test_check_prints_the_resolved_config_and_the_sum() -> None:
     assert done.returncode == 0
     assert "max_queued_requests: 1024" in done.stdout
     assert "generator-smolvlm" in done.stdout
-    assert "1.8 CPU" in done.stdout
+    assert "1.9 CPU" in done.stdout
 
 
 def test_check_refuses_an_unknown_key(tmp_path: Path) -> None:

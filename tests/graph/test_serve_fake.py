@@ -87,7 +87,7 @@ def test_a_port_under_ray_is_refused_because_the_config_says_it() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"generator": {"replica": {"num_cpus": 4000}}}, "4000.8 CPU"),
+        ({"generator": {"replica": {"num_cpus": 4000}}}, "20000.7 CPU"),
         ({"images": {"store": "memory"}}, "images.store"),
     ],
 )
