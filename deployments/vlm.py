@@ -54,6 +54,7 @@ class Qwen2VL(Model):
     >>> with Qwen2VL() as model:
     ...     for chunk in model.caption("demo/images/red-circle.png", language="ja", stream=True):
     ...         print(chunk, end="", flush=True)
+    白い背景の中央に赤い円があります。
     """
 
     family = "qwen2_vl"

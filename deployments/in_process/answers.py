@@ -10,7 +10,14 @@ from deployments.types import Grounding, Timings, Usage
 
 
 class Answer(str):
-    """The text of an answer, with what is known of how it came about."""
+    """The text of an answer, with what is known of how it came about.
+
+    >>> from deployments.vlm import SmolVLM
+    >>> with SmolVLM() as model:
+    ...     answer = model.query("demo/images/red-circle.png", "What color is the circle?")
+    >>> answer, answer.usage.image_tokens
+    ('It is red.', 16)
+    """
 
     thought: str  # what the model said to itself before; "" without reasoning
     grounding: tuple[Grounding, ...]  # what the thoughts spoke of
@@ -26,7 +33,16 @@ class Answer(str):
 
 
 class AnswerStream(Iterator[str]):
-    """Pieces of an answer as they come. `close` cancels what is left of it, and so does letting go of it."""
+    """Pieces of an answer as they come. `close` cancels what is left of it, and so does letting go of it.
+
+    >>> from deployments.vlm import SmolVLM
+    >>> with SmolVLM() as model:
+    ...     stream = model.query("demo/images/red-circle.png", "What color is the circle?", stream=True)
+    ...     list(stream)
+    ['It', ' is', ' red', '.']
+    >>> stream.answer.usage.completion_tokens
+    4
+    """
 
     def __init__(self, events: Pull[TaskEvent]) -> None:
         self._events = events

@@ -57,6 +57,15 @@ class Model(Loadable):
 
     `checkpoint` is a folder or a hub id; without one it is the demo checkpoint. A hub id is read at `revision`, "main"
     when none is given. `device` is auto, cpu or cuda; `dtype` auto, float32, bfloat16 or float16.
+
+    A family that has no class in vlm.py gets one by its name:
+
+    >>> from deployments.vlm import Model
+    >>> class MyModel(Model):
+    ...     family = "smolvlm"
+    >>> with MyModel("demo/checkpoints/smolvlm") as model:
+    ...     model.query("demo/images/red-circle.png", "What color is the circle?", max_new_tokens=20)
+    'It is red.'
     """
 
     family: ClassVar[str]
