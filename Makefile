@@ -5,7 +5,7 @@ READY := .venv/.ready
 
 .PHONY: serve serve-fake test test-fast check format demo clean
 
-serve: $(READY)  ## chat service on http://localhost:8000 over the demo checkpoint, under Ray
+serve: $(READY)  ## chat service on http://localhost:8000 over the demo checkpoints, under Ray
 	RAY_USAGE_STATS_ENABLED=0 $(BIN)/retina serve  # checks the machine's size, then: serve run configs/local.yaml
 
 serve-fake: $(READY)  ## whole graph and page in one process without Ray or torch, about a second
@@ -27,8 +27,12 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-demo: $(READY)  ## train the demo checkpoint from nothing (about three quarters of an hour on two cores)
-	$(BIN)/python demo/train.py --out demo/checkpoints/smolvlm --seed 0
+demo: $(READY)  ## train the demo checkpoints from nothing, one after the other (about three hours on two cores)
+	$(BIN)/python demo/train.py smolvlm --out demo/checkpoints/smolvlm --seed 0
+	$(BIN)/python demo/train.py qwen2_vl --out demo/checkpoints/qwen2_vl --seed 0
+	$(BIN)/python demo/train.py llava --out demo/checkpoints/llava --seed 0
+	$(BIN)/python demo/train.py llava_qwen2 --out demo/checkpoints/llava_qwen2 --seed 0
+	$(BIN)/python demo/train.py moondream --out demo/checkpoints/moondream --seed 0 --pictures 32768
 
 clean:
 	rm -rf .venv .retina build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from dataclasses import dataclass, field
 
+import japanese_wordings
 import numpy as np
 import wordings as say
 import words
@@ -39,7 +40,8 @@ class Course:
 
     def was_asked_name(self) -> bool:
         """Whether the last answer asked for the user's name."""
-        return bool(self.exchanges) and self.exchanges[-1].answer == say.ASK_NAME
+        asked = (say.ASK_NAME, japanese_wordings.ASK_NAME)
+        return bool(self.exchanges) and self.exchanges[-1].answer in asked
 
 
 class Talker:
@@ -52,10 +54,16 @@ class Talker:
         self.weights = dict.fromkeys(self.kinds, 1.0)
         self.pairs = [index for index, scene in enumerate(scenes) if scene and len(scene.things) > 1]
         self.twins = [index for index in self.pairs if _is_alike(scenes[index])]
-        self.pair_share = 0.0
+        self.others = [index for index, scene in enumerate(scenes) if scene is None]
+        self.pair_share = self.other_share = 0.0
 
     def picture(self) -> int:
-        """Choose a picture; `pair_share` of the choices fall on two things, which are harder, many of them alike."""
+        """Choose a picture: `other_share` of the choices show no scene, of the rest `pair_share` two things.
+
+        These are harder than one, many of them being alike.
+        """
+        if self.other_share and self.rng.random() < self.other_share:
+            return self.others[int(self.rng.integers(len(self.others)))]
         if self.rng.random() < self.pair_share:
             chosen = self.twins if self.rng.random() < 0.3 else self.pairs
             return chosen[int(self.rng.integers(len(chosen)))]
@@ -120,12 +128,16 @@ class Talker:
     def _kind(self, course: Course) -> str:
         about = tuple(KINDS) if course.scene else ("other picture",) if course.has_picture else ("no picture",)
         kinds = about + self._talk_kinds(course)
-        shares = np.array([self.weights[kind] * (0.5 if kind in EASY else 1.0) for kind in kinds])
+        shares = np.array([self.weight(kind) * (0.5 if kind in EASY else 1.0) for kind in kinds])
         return str(self.rng.choice(kinds, p=shares / shares.sum()))
+
+    def weight(self, kind: str) -> float:
+        """How often a kind is wanted now, beside the others."""
+        return self.weights[kind]
 
     def _talk_kinds(self, course: Course) -> tuple[str, ...]:
         if course.was_asked_name():
-            return ("name told",) * 3
+            return ("name told",) * 3 + ("name missing",)
         name = ("name asked", "name asked", "name told") if course.name else ("name told", "name missing")
         return (*name, "talk", "other question")
 
@@ -146,8 +158,12 @@ class Talker:
     def _told(self, course: Course) -> tuple[str, str]:
         wordings: tuple[str, ...] = say.RENAME + say.TELL_NAME if course.name else say.TELL_NAME
         wordings = say.ANSWER_NAME if course.was_asked_name() else wordings
-        course.name = make_name(self.rng)
+        course.name = self.make_name()
         return pick(self.rng, wordings).replace("{name}", course.name), f"Hello {course.name}! Nice to meet you."
+
+    def make_name(self) -> str:
+        """A name that somebody might tell."""
+        return make_name(self.rng)
 
     def _lost_scene(self) -> Scene:
         return sample_scene(self.rng)

@@ -3,95 +3,97 @@
     python demo/evaluate.py demo/checkpoints/smolvlm
 
 Answers come from plain `transformers` `generate`, greedy, in float32; a question counts when the whole answer is right.
+A family that `transformers` lacks brings a module of its own, named in EXAMS, with `exam(folder: Path, options:
+Options) -> Iterator[Row]`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import wordings as say
-from conversations import ALL_KINDS, Exchange, Talker, make_name
-from held_out import HELD_OUT_NAMES, HELD_OUT_QUESTIONS
-from model import EXPANDED_IMAGE, IMAGE, image_processor
-from pool import Pool, draw_pool, join, normalized
+from conversations import Exchange, Talker, make_name
+from examinees import Examinee, load_examinee
+from held_out import (
+    HELD_OUT_JAPANESE_NAMES,
+    HELD_OUT_JAPANESE_QUESTIONS,
+    HELD_OUT_NAMES,
+    HELD_OUT_QUESTIONS,
+)
+from japanese_conversations import JAPANESE, BilingualTalker, greet, make_japanese_name
+from japanese_questions import describe as describe_in_japanese
+from japanese_wordings import ONLY_SHAPES as ONLY_SHAPES_IN_JAPANESE
+from pool import draw_pictures
 from questions import describe
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from transformers import Idefics3ForConditionalGeneration, TokenizersBackend
 
-BATCH = 64
-
-
-@dataclass(slots=True)
-class Examinee:
-    """A loaded checkpoint and the pictures it is asked about."""
-
-    model: Idefics3ForConditionalGeneration
-    tokenizer: TokenizersBackend
-    pool: Pool
-
-    def answers(self, conversations: list[list[Exchange]]) -> list[str]:
-        """Answer the last question of each conversation; earlier answers are taken as given."""
-        found = [""] * len(conversations)
-        for has_picture in (False, True):
-            chosen = [i for i, talk in enumerate(conversations) if (_picture(talk) is not None) == has_picture]
-            chosen.sort(key=lambda i: len(conversations[i]))
-            for start in range(0, len(chosen), BATCH):
-                batch = chosen[start : start + BATCH]
-                for index, answer in zip(batch, self._answer([conversations[i] for i in batch]), strict=True):
-                    found[index] = answer
-        return found
-
-    def _answer(self, conversations: list[list[Exchange]]) -> list[str]:
-        prompts = [self._prompt(talk) for talk in conversations]
-        inputs = dict(self.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt"))
-        pictures = [picture for talk in conversations if (picture := _picture(talk)) is not None]
-        if pictures:
-            inputs["pixel_values"] = normalized(self.pool.pixels[pictures])[:, None]
-        inputs.pop("token_type_ids", None)
-        ids = self.model.generate(**inputs, do_sample=False, max_new_tokens=48)
-        texts = self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
-
-    def _prompt(self, talk: list[Exchange]) -> str:
-        messages = [message for turn in talk for message in messages_of(turn)][:-1]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return str(text).replace(IMAGE, EXPANDED_IMAGE)
+EXAMS = {"moondream1": "moondream_exam"}
+PICTURES = 2048
+CAPTIONS = ("Describe this image.", "Describe this image briefly.", "Describe this image in detail.")
+JAPANESE_CAPTIONS = (
+    "この画像には何がありますか？", "この画像を説明してください。", "この画像を短く説明してください。",
+    "この画像を詳しく説明してください。",
+)  # fmt: skip
 
 
-def messages_of(turn: Exchange) -> list[dict[str, object]]:
-    """The exchange as the chat template takes it."""
-    picture = [{"type": "image"}] if turn.picture is not None else []
-    user: dict[str, object] = {"role": "user", "content": [*picture, {"type": "text", "text": turn.user}]}
-    return [user, {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]}]
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an exam is held."""
+
+    count: int  # questions of each kind
+    seed: int  # of the fresh pictures and conversations
 
 
-def _picture(talk: list[Exchange]) -> int | None:
-    return next((turn.picture for turn in talk if turn.picture is not None), None)
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    asked: int
+    exact: int
+    mistakes: tuple[str, ...] = ()  # each one described
 
 
-def load_examinee(folder: Path, pool: Pool) -> Examinee:
-    """Load a checkpoint folder in float32."""
-    model = Idefics3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    return Examinee(model, TokenizersBackend.from_pretrained(folder), pool)
+def hold(folder: Path, options: Options) -> Iterator[Row]:
+    """Ask a checkpoint of a family that `transformers` knows, kind after kind."""
+    drawn = list(draw_pictures(PICTURES, options.seed))
+    examinee = load_examinee(folder, [image for image, _ in drawn], [scene for _, scene in drawn])
+    rng = np.random.default_rng(options.seed)
+    talker = (BilingualTalker if "ja" in examinee.languages else Talker)(examinee.scenes, rng)
+    for name, talks in questions(talker, options.count).items():
+        found = examinee.answers(talks)
+        wrong = [(talk[-1], answer) for talk, answer in zip(talks, found, strict=True) if talk[-1].answer != answer]
+        mistakes = tuple(f"{q.user!r} ({q.picture}): {answer!r}, not {q.answer!r}" for q, answer in wrong)
+        yield Row(name, len(talks), len(talks) - len(wrong), mistakes)
+    for language in examinee.languages:
+        right = introductions(examinee, talker, is_japanese=language == "ja")
+        suffix = JAPANESE if language == "ja" else ""
+        yield Row(f"introduction, all four turns{suffix}", len(right), sum(right))
 
 
-def exam(talker: Talker, count: int) -> dict[str, list[list[Exchange]]]:
+def questions(talker: Talker, count: int) -> dict[str, list[list[Exchange]]]:
     """The conversations to be asked, by the name of their row in the table."""
-    questions = {kind: [ending_in(talker, kind) for _ in range(count)] for kind in ALL_KINDS}
-    questions["other question, held out"] = [_about(talker, text) for text in HELD_OUT_QUESTIONS for _ in range(4)]
-    return questions
+    found = {kind: [ending_in(talker, kind) for _ in range(count)] for kind in talker.kinds}
+    found["other question, held out"] = [_about(talker, text) for text in HELD_OUT_QUESTIONS for _ in range(4)]
+    found["caption"] = _captions(talker, CAPTIONS, is_japanese=False)
+    if isinstance(talker, BilingualTalker):
+        held_out = [_about(talker, text) for text in HELD_OUT_JAPANESE_QUESTIONS for _ in range(4)]
+        found["other question, held out" + JAPANESE] = held_out
+        found["caption" + JAPANESE] = _captions(talker, JAPANESE_CAPTIONS, is_japanese=True)
+    return found
 
 
 def ending_in(talker: Talker, kind: str) -> list[Exchange]:
     """A conversation of one to ten exchanges whose last question is of the given kind."""
     while True:
-        talker.weights = dict.fromkeys(ALL_KINDS, 1.0)
+        talker.weights = dict.fromkeys(talker.kinds, 1.0)
         talk = talker.conversation(int(talker.rng.choice([1, 1, 2, 3, 5, 8, 10])))
         if talk[-1].kind == kind and talk[-1].is_learned:
             return talk
@@ -99,16 +101,29 @@ def ending_in(talker: Talker, kind: str) -> list[Exchange]:
 
 def _about(talker: Talker, text: str) -> list[Exchange]:
     talk = talker.conversation(int(talker.rng.integers(0, 4)))
-    return [*talk, Exchange("other question", text, say.ONLY_SHAPES)]
+    answer = say.ONLY_SHAPES if text.isascii() else ONLY_SHAPES_IN_JAPANESE
+    return [*talk, Exchange("other question", text, answer)]
 
 
-def introductions(examinee: Examinee, talker: Talker) -> list[bool]:
+def _captions(talker: Talker, prompts: tuple[str, ...], *, is_japanese: bool) -> list[list[Exchange]]:
+    shown = [(index, scene) for index, scene in enumerate(talker.scenes) if scene][:200]
+    describing = describe_in_japanese if is_japanese else describe
+    asked = [(prompts[number % len(prompts)], *one) for number, one in enumerate(shown)]
+    return [[Exchange("describe", prompt, describing(scene), picture)] for prompt, picture, scene in asked]
+
+
+def introductions(examinee: Examinee, talker: Talker, *, is_japanese: bool) -> list[bool]:
     """Hold the README's conversation with the model's own answers; whether all four were right, for every name."""
-    names = [*HELD_OUT_NAMES, *(make_name(talker.rng) for _ in range(48))]
-    shown = [i for i, scene in enumerate(examinee.pool.scenes) if scene][: len(names)]
+    making, held_out = (make_japanese_name, HELD_OUT_JAPANESE_NAMES) if is_japanese else (make_name, HELD_OUT_NAMES)
+    names = [*held_out, *(making(talker.rng) for _ in range(48))]
+    shown = [i for i, scene in enumerate(examinee.scenes) if scene][: len(names)]
     talks, right = [list[Exchange]() for _ in names], [True] * len(names)
+    planned = [
+        (_japanese_introduction if is_japanese else _introduction)(examinee, name, picture)
+        for name, picture in zip(names, shown, strict=True)
+    ]
     for turn in range(4):
-        asked = [_introduction(examinee, name, picture)[turn] for name, picture in zip(names, shown, strict=True)]
+        asked = [plan[turn] for plan in planned]
         found = examinee.answers([[*talk, question] for talk, question in zip(talks, asked, strict=True)])
         for index, (question, answer) in enumerate(zip(asked, found, strict=True)):
             talks[index].append(Exchange(question.kind, question.user, answer, question.picture))
@@ -117,7 +132,7 @@ def introductions(examinee: Examinee, talker: Talker) -> list[bool]:
 
 
 def _introduction(examinee: Examinee, name: str, picture: int) -> list[Exchange]:
-    scene = examinee.pool.scenes[picture]
+    scene = examinee.scenes[picture]
     assert scene
     return [
         Exchange("name told", f"Hello, my name is {name}", f"Hello {name}! Nice to meet you."),
@@ -127,33 +142,33 @@ def _introduction(examinee: Examinee, name: str, picture: int) -> list[Exchange]
     ]
 
 
+def _japanese_introduction(examinee: Examinee, name: str, picture: int) -> list[Exchange]:
+    scene = examinee.scenes[picture]
+    assert scene
+    return [
+        Exchange("name told", f"私の名前は{name}です", greet(name)),
+        Exchange("name asked", "私の名前は何ですか？", f"あなたのお名前は{name}さんです。"),
+        Exchange("describe", "この画像には何がありますか？", describe_in_japanese(scene), picture),
+        Exchange("describe", "もう一度画像を説明してください。", describe_in_japanese(scene)),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print how many questions of each kind a checkpoint answers exactly.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo/checkpoints/smolvlm"))
     parser.add_argument("--count", type=int, default=250, help="questions of each kind")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the fresh pictures and conversations")
     parser.add_argument("--mistakes", type=int, default=0, help="print so many wrong answers of each kind")
-    options = parser.parse_args()
-    console = Console()
-    pool = join(list(draw_pool(2048, options.seed, image_processor())))
-    examinee = load_examinee(options.folder, pool)
-    talker = Talker(pool.scenes, np.random.default_rng(options.seed))
-    table = Table("question", "asked", "exact", "share")
-    for name, talks in track(exam(talker, options.count).items(), "asking", console=console):
-        found = examinee.answers(talks)
-        wrong = [(talk[-1], answer) for talk, answer in zip(talks, found, strict=True) if talk[-1].answer != answer]
-        _add_row(table, name, len(talks), len(talks) - len(wrong))
-        for question, answer in wrong[: options.mistakes]:
-            console.print(
-                f"{question.user!r} ({question.picture}): {answer!r}, not {question.answer!r}", highlight=False
-            )
-    right = introductions(examinee, talker)
-    _add_row(table, "introduction, all four turns", len(right), sum(right))
+    given = parser.parse_args()
+    model_type = json.loads((given.folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    exam = importlib.import_module(EXAMS[model_type]).exam if model_type in EXAMS else hold
+    console, table = Console(), Table("question", "asked", "exact", "share")
+    for row in exam(given.folder, Options(given.count, given.seed)):
+        table.add_row(row.name, str(row.asked), str(row.exact), f"{row.exact / row.asked:.1%}")
+        console.print(f"{row.name}: {row.exact} of {row.asked}", highlight=False)
+        for mistake in row.mistakes[: given.mistakes]:
+            console.print(mistake, highlight=False, markup=False)
     console.print(table)
-
-
-def _add_row(table: Table, name: str, asked: int, exact: int) -> None:
-    table.add_row(name, str(asked), str(exact), f"{exact / asked:.1%}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from optimizers import Optimizers, build_optimizers
-from packing import NO_ANSWER, Batch, Packer
+from packing import NO_ANSWER, ROW_TOKENS, Batch, Packer
 from pool import READOUTS
 from stages import Run, save_state
 from torch import nn
 
-ROWS, MUON_RATE = 10, 3e-3
+ROWS, MUON_RATE = 10, 3e-3  # rows of ROW_TOKENS in a step; fewer where they are longer
 PAIR_SHARE = 0.6  # of the pictures show two things for certain, which is what has to be learned longest
 POINTING_LAYER = 2  # after so many layers a word that names a thing must know all about that thing
 POINTED = list(READOUTS.values())[:3]  # classes of shape, color, place
@@ -57,7 +60,7 @@ class Learner:
     """Trains the language half in place, one step at a time, on the tower's features of the talker's scenes."""
 
     model: Any  # a `...ForConditionalGeneration` of transformers
-    features: torch.Tensor  # (N, image_tokens, D)
+    features: Sequence[torch.Tensor]  # each (N, image_tokens, D); pictures are numbered through
     packer: Packer
     total: int
     rate: float = MUON_RATE
@@ -77,7 +80,9 @@ class Learner:
     def advance(self) -> tuple[float, dict[str, float]]:
         """Do one step; returns its loss and the running share of exact answers by kind."""
         self.packer.talker.pair_share = PAIR_SHARE
-        batch = self.packer.batch(ROWS, single_share=0.6 - 0.3 * self.step / self.total)
+        batch = self.packer.batch(
+            ROWS * ROW_TOKENS // self.packer.row_tokens, single_share=0.6 - 0.3 * self.step / self.total
+        )
         loss = self._learn(batch)
         self.step += 1
         self.packer.talker.weights = self.tally.weights()
@@ -112,20 +117,27 @@ class Learner:
 
 
 def predict(
-    model: Any, features: torch.Tensor, batch: Batch
+    model: Any, features: Sequence[torch.Tensor], batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits, true ids and exchange number of all learned answer tokens; all states (B, L, D) after POINTING_LAYER."""
     embeds = model.get_input_embeddings()(batch.ids)
     is_image = (batch.ids == model.config.image_token_id)[..., None]
-    rows = projector_of(model)(features[batch.pictures])
+    rows = projector_of(model)(_rows_of(features, batch.pictures.tolist()))  # (num_placeholders, D)
     embeds = embeds.masked_scatter(is_image, rows.to(embeds.dtype))
     text_model = text_model_of(model)
     has_grid_positions = hasattr(text_model.rotary_emb, "mrope_section")
     positions = batch.positions if has_grid_positions else batch.positions[0]
-    states, middle = _states(text_model, embeds, batch.mask, positions)
+    states, middle = _states()(text_model, embeds, batch.mask, positions)
     is_answer = batch.answers[:, 1:] != NO_ANSWER
     logits = model.lm_head(states[:, :-1][is_answer])
     return logits, batch.ids[:, 1:][is_answer], batch.answers[:, 1:][is_answer], middle
+
+
+def _rows_of(features: Sequence[torch.Tensor], pictures: list[int]) -> torch.Tensor:
+    begins = [0, *itertools.accumulate(len(table) for table in features)]
+    places = [(bisect_right(begins, picture) - 1, picture) for picture in pictures]
+    rows = [features[table][picture - begins[table]] for table, picture in places]
+    return torch.cat(rows) if rows else features[0][:0].flatten(0, 1)
 
 
 def text_states(
@@ -140,7 +152,10 @@ def text_states(
     return text_model.norm(states), middle
 
 
-_states = torch.compile(text_states, dynamic=False) if shutil.which("g++") else text_states
+@cache
+def _states() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """`text_states`, compiled where there is a compiler."""
+    return torch.compile(text_states, dynamic=False) if shutil.which("g++") else text_states
 
 
 def _pointing_loss(found: torch.Tensor, pointed: torch.Tensor) -> torch.Tensor:
@@ -165,7 +180,6 @@ def learn(run: Run, learner: Learner, path: Path, write: Callable[[], None]) -> 
         shares = ", ".join(f"{kind} {share:.1%}" for kind, share in weakest)
         mean = np.mean(list(exact.values()))
         bar.show(learner.step, f"{run.minutes():.1f} min, loss {loss:.4f}, mean {mean:.1%}, {shares}")
-        if learner.step % SAVE_EVERY == 0:
+        if learner.step % SAVE_EVERY == 0 or learner.step == learner.total:
             save_state(learner.state(), path)
             write()
-    write()

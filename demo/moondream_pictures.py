@@ -30,7 +30,8 @@ from scenes import (
 )
 
 from deployments.models.moondream_crops import cut_crops
-from deployments.models.moondream_modules import Vision, stitch
+from deployments.models.moondream_modules import Vision
+from deployments.models.moondream_patches import stitch
 
 PART = 1024  # pictures a file
 MAX_DISTANCE, UNDECIDED = 0.3, 0.04  # of the picture's sides: what is further shows nothing, what is tied is not taught

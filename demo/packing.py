@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 import torch
@@ -44,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows as tensors, padded to ROW_TOKENS."""
+    """Rows as tensors, all padded to one length."""
 
     ids: torch.Tensor  # (B, L)
     positions: torch.Tensor  # (3, B, L), by time, line and column; all the same but for the tokens of a picture's grid
@@ -61,23 +62,26 @@ class Batch:
 class Packer:
     """Turns a talker's conversations into batches, written in a family's dialect."""
 
-    def __init__(self, tokenizer: Tokenizer, talker: Talker, dialect: Dialect = SMOLVLM) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, talker: Talker, dialect: Dialect = SMOLVLM, row_tokens: int = ROW_TOKENS
+    ) -> None:
         self.tokenizer, self.talker, self.rng, self.dialect = tokenizer, talker, talker.rng, dialect
-        self._known: dict[str, list[int]] = {}
+        self.row_tokens = row_tokens  # room for a conversation of ten exchanges with its picture, or none is learned
+        self._known: dict[str, tuple[list[int], list[int]]] = {}  # ids, and where each token begins in the text
 
     def batch(self, rows: int, single_share: float) -> Batch:
         """Make rows; `single_share` of them hold unrelated first turns about one picture, the others conversations."""
         made = [self._singles() if self.rng.random() < single_share else self._conversations() for _ in range(rows)]
-        return to_batch(made, self._piece(self.dialect.pad).ids[0])
+        return to_batch(made, self.piece(self.dialect.pad).ids[0], self.row_tokens)
 
     def _singles(self) -> Row:
         picture = self.talker.picture()
         row = Row()
-        row.add(self._piece(self.dialect.start + self.dialect.before_text(picture), picture), 0, 0)
+        row.add(self.piece(self.dialect.start + self.dialect.before_text(picture), picture), 0, 0)
         first = row.next_position
-        for block in range(1, ROW_TOKENS):
+        for block in range(1, self.row_tokens):
             piece = self.block([self.talker.single(picture)], has_prefix=True)
-            if len(row.ids) + len(piece.ids) > ROW_TOKENS:
+            if len(row.ids) + len(piece.ids) > self.row_tokens:
                 break
             shift = int(self.rng.integers(MAX_SHIFT)) if self.rng.random() < 0.5 else 0
             row.add(piece, block, first + shift)
@@ -85,15 +89,15 @@ class Packer:
 
     def _conversations(self) -> Row:
         row = Row()
-        row.add(self._piece(self.dialect.start), 0, 0)
+        row.add(self.piece(self.dialect.start), 0, 0)
         first = row.next_position
-        for block in range(1, ROW_TOKENS):
+        for block in range(1, self.row_tokens):
             is_introduction = self.rng.random() < 0.2
             exchanges = self.talker.introduction() if is_introduction else self.talker.conversation(self._length())
             piece = self.block(exchanges, has_prefix=False)
-            if len(row.ids) + len(piece.ids) <= ROW_TOKENS:
+            if len(row.ids) + len(piece.ids) <= self.row_tokens:
                 row.add(piece, block, first)
-            elif len(row.ids) > ROW_TOKENS // 2:
+            elif len(row.ids) > self.row_tokens // 2:
                 break
         return row
 
@@ -106,31 +110,28 @@ class Packer:
         for turn, exchange in enumerate(exchanges):
             before = "" if has_prefix and turn == 0 else self.dialect.before_text(exchange.picture)
             asked = f"{before}{exchange.user}{self.dialect.before_answer}"
-            piece = self._piece(asked, None if has_prefix else exchange.picture)
-            piece.pointed = self._pointed(exchange, before)
-            for part in (piece, self._answer(exchange), self._piece(self.dialect.between)):
+            piece = self.piece(asked, None if has_prefix else exchange.picture)
+            piece.pointed = self._pointed(exchange, asked, len(before))
+            for part in (piece, self._answer(exchange), self.piece(self.dialect.between)):
                 block.add(part, 0, block.next_position)
         return block
 
-    def _pointed(self, exchange: Exchange, before: str) -> list[tuple[int, list[int]]]:
+    def _pointed(self, exchange: Exchange, asked: str, begin: int) -> list[tuple[int, list[int]]]:
         pointer = find_pointer(exchange.user, exchange.scene) if exchange.scene else None
         if pointer is None:
             return []
-        index = len(self._piece(before + exchange.user[: pointer.end]).ids) - 1
-        return [(index, thing_classes(pointer.thing))]
+        _, starts = self._encode(asked)
+        return [(bisect_left(starts, begin + pointer.end) - 1, thing_classes(pointer.thing))]
 
     def _answer(self, exchange: Exchange) -> Row:
-        piece = self._piece(self.dialect.answer.replace("{answer}", exchange.answer))
+        piece = self.piece(self.dialect.answer.replace("{answer}", exchange.answer))
         if exchange.is_learned:
             piece.answers, piece.kinds = [0] * len(piece.ids), [exchange.kind]
         return piece
 
-    def _piece(self, text: str, picture: int | None = None) -> Row:
-        ids = self._known.get(text)
-        if ids is None:
-            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-            if len(self._known) < 200_000:
-                self._known[text] = ids
+    def piece(self, text: str, picture: int | None = None) -> Row:
+        """Encode a text; `picture` is what its placeholders, if it has any, stand for."""
+        ids, _ = self._encode(text)
         shown = None if picture is None or self.dialect.image not in text else picture
         positions, following = self.dialect.positions(ids, shown)
         return Row(
@@ -141,10 +142,19 @@ class Packer:
             next_position=following,
         )
 
+    def _encode(self, text: str) -> tuple[list[int], list[int]]:
+        known = self._known.get(text)
+        if known is None:
+            encoded = self.tokenizer.encode(text, add_special_tokens=False)
+            known = encoded.ids, [start for start, _ in encoded.offsets]
+            if len(self._known) < 200_000:
+                self._known[text] = known
+        return known
 
-def to_batch(rows: list[Row], pad: int) -> Batch:
-    """Stack rows, padded to ROW_TOKENS, and number their answers through."""
-    ids = torch.full((len(rows), ROW_TOKENS), pad)
+
+def to_batch(rows: list[Row], pad: int, row_tokens: int = ROW_TOKENS) -> Batch:
+    """Stack rows, padded to `row_tokens`, and number their answers through."""
+    ids = torch.full((len(rows), row_tokens), pad)
     positions, blocks = torch.zeros(3, *ids.shape, dtype=torch.long), torch.full_like(ids, -1)
     answers, kinds = torch.full_like(ids, NO_ANSWER), list[str]()
     for index, row in enumerate(rows):
@@ -156,7 +166,7 @@ def to_batch(rows: list[Row], pad: int) -> Batch:
         answers[index, :length] = torch.where(numbered == NO_ANSWER, numbered, numbered + len(kinds))
         kinds += row.kinds
     pictures = torch.tensor([picture for row in rows for picture in row.pictures], dtype=torch.long)
-    pointers = [(r * ROW_TOKENS + index, classes) for r, row in enumerate(rows) for index, classes in row.pointed]
+    pointers = [(r * row_tokens + index, classes) for r, row in enumerate(rows) for index, classes in row.pointed]
     pointing = torch.tensor([index for index, _ in pointers], dtype=torch.long)
     pointed = torch.tensor([classes for _, classes in pointers], dtype=torch.long).reshape(-1, 3)
     return Batch(ids, positions, _mask(blocks), answers, pictures, kinds, pointing, pointed)

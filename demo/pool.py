@@ -50,6 +50,14 @@ def draw_pool(count: int, seed: int, processor: Idefics3ImageProcessorPil) -> It
         yield Pool(pixels, torch.from_numpy(targets), [scene for _, scene, _ in drawn])
 
 
+def draw_pictures(count: int, seed: int) -> Iterator[tuple[Image.Image, Scene | None]]:
+    """Yield the pictures of `draw_pool` as they are before any image processor, with what they show."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        image, scene, _ = _draw(rng)
+        yield image, scene
+
+
 def _draw(rng: np.random.Generator) -> tuple[Image.Image, Scene | None, list[Placed]]:
     if rng.random() < OTHER_SHARE:
         return draw_other(rng), None, []

@@ -54,23 +54,23 @@ def a(noun: str) -> str:
 
 
 def _ask_color(scene: Scene, rng: Rng) -> tuple[str, str]:
-    if rng.random() < 0.1 and (shape := _absent(scene, SHAPES, "shape", rng)):
+    if rng.random() < 0.1 and (shape := absent(scene, SHAPES, "shape", rng)):
         return pick(rng, say.COLOR_OF).replace("{ref}", f"the {shape}"), f"I do not see {a(shape)}."
-    thing = _any(scene, rng)
+    thing = any_thing(scene, rng)
     refs = [f"the shape {thing.place}", f"the {thing.shape} {thing.place}"]
-    refs += [f"the {thing.shape}"] * 5 * _alone(scene, "shape", thing.shape)
+    refs += [f"the {thing.shape}"] * 5 * alone(scene, "shape", thing.shape)
     refs += ["the shape", "it", "this shape", f"this {thing.shape}"] * (len(scene.things) == 1)
     return pick(rng, say.COLOR_OF).replace("{ref}", pick(rng, tuple(refs))), f"It is {thing.color}."
 
 
 def _ask_shape(scene: Scene, rng: Rng) -> tuple[str, str]:
-    if rng.random() < 0.1 and (color := _absent(scene, tuple(COLORS), "color", rng)):
+    if rng.random() < 0.1 and (color := absent(scene, tuple(COLORS), "color", rng)):
         return _by_color(color, rng), f"I do not see anything {color}."
-    thing = _any(scene, rng)
+    thing = any_thing(scene, rng)
     answer = f"It is {a(thing.shape)}."
     if len(scene.things) == 1 and rng.random() < 0.3:
         return pick(rng, say.SHAPE_ALONE), answer
-    if rng.random() < 0.3 or not _alone(scene, "color", thing.color):
+    if rng.random() < 0.3 or not alone(scene, "color", thing.color):
         return pick(rng, say.SHAPE_AT).replace("{place}", thing.place), answer
     return _by_color(thing.color, rng), answer
 
@@ -91,7 +91,7 @@ def _ask_number(scene: Scene, rng: Rng) -> tuple[str, str]:
 
 
 def _countable(scene: Scene, rng: Rng) -> tuple[str, int]:
-    thing = _any(scene, rng)
+    thing = any_thing(scene, rng)
     present = rng.random() < 0.6
     if rng.random() < 0.6:
         shape = thing.shape if present else pick(rng, SHAPES)
@@ -108,18 +108,18 @@ def _ask_where(scene: Scene, rng: Rng) -> tuple[str, str]:
     if rng.random() < 0.1:
         ref, absence = _absence(scene, rng)
         return pick(rng, say.WHERE_IS).replace("{ref}", ref), absence
-    thing = _any(scene, rng)
+    thing = any_thing(scene, rng)
     refs = [f"the {thing.color} {thing.shape}"] * 3
-    refs += [f"the {thing.shape}"] * 3 * _alone(scene, "shape", thing.shape)
-    refs += [f"the {thing.color} shape", f"the {thing.color} one"] * _alone(scene, "color", thing.color)
+    refs += [f"the {thing.shape}"] * 3 * alone(scene, "shape", thing.shape)
+    refs += [f"the {thing.color} shape", f"the {thing.color} one"] * alone(scene, "color", thing.color)
     refs += ["it", "the shape"] * (len(scene.things) == 1)
     return pick(rng, say.WHERE_IS).replace("{ref}", pick(rng, tuple(refs))), f"It is {thing.place}."
 
 
 def _absence(scene: Scene, rng: Rng) -> tuple[str, str]:
-    color, shape = _other_pair(scene, rng)
+    color, shape = other_pair(scene, rng)
     noun = f"{color} {shape}"
-    if rng.random() < 0.4 and (missing := _absent(scene, SHAPES, "shape", rng)):
+    if rng.random() < 0.4 and (missing := absent(scene, SHAPES, "shape", rng)):
         noun = missing
     return f"the {noun}", f"I do not see {a(noun)}."
 
@@ -131,9 +131,9 @@ def _ask_there(scene: Scene, rng: Rng) -> tuple[str, str]:
 
 
 def _claim(scene: Scene, present: bool, rng: Rng) -> tuple[str, bool]:
-    thing, chance = _any(scene, rng), rng.random()
+    thing, chance = any_thing(scene, rng), rng.random()
     if chance < 0.5:
-        color, shape = (thing.color, thing.shape) if present else _other_pair(scene, rng)
+        color, shape = (thing.color, thing.shape) if present else other_pair(scene, rng)
         return a(f"{color} {shape}"), any((t.color, t.shape) == (color, shape) for t in scene.things)
     if chance < 0.75:
         shape = thing.shape if present else pick(rng, SHAPES)
@@ -143,15 +143,15 @@ def _claim(scene: Scene, present: bool, rng: Rng) -> tuple[str, bool]:
     return ref, any(t.color == color for t in scene.things)
 
 
-def _other_pair(scene: Scene, rng: Rng) -> tuple[str, str]:
+def other_pair(scene: Scene, rng: Rng) -> tuple[str, str]:
     """A pair that is not there, mostly one that shares its color or shape with something that is."""
     taken = {(t.color, t.shape) for t in scene.things}
-    thing = _any(scene, rng)
+    thing = any_thing(scene, rng)
     color, shape = pick(rng, tuple(COLORS)), pick(rng, SHAPES)
     crossed = (scene.things[0].color, scene.things[-1].shape)
     pairs = [(thing.color, shape), (color, thing.shape), (color, shape), crossed, crossed]
     free = [pair for pair in pairs if pair not in taken]
-    return free[int(rng.integers(len(free)))] if free else _other_pair(scene, rng)
+    return free[int(rng.integers(len(free)))] if free else other_pair(scene, rng)
 
 
 def _ask_background(scene: Scene, rng: Rng) -> tuple[str, str]:
@@ -168,15 +168,18 @@ def _ask_description(scene: Scene, rng: Rng) -> tuple[str, str]:
     return text[0].upper() + text[1:], describe(scene)
 
 
-def _any(scene: Scene, rng: Rng) -> Thing:
+def any_thing(scene: Scene, rng: Rng) -> Thing:
+    """One of the things."""
     return scene.things[int(rng.integers(len(scene.things)))]
 
 
-def _alone(scene: Scene, feature: str, value: str) -> bool:
+def alone(scene: Scene, feature: str, value: str) -> bool:
+    """Whether just one thing has this shape or color."""
     return [getattr(thing, feature) for thing in scene.things].count(value) == 1
 
 
-def _absent(scene: Scene, values: tuple[str, ...], feature: str, rng: Rng) -> str:
+def absent(scene: Scene, values: tuple[str, ...], feature: str, rng: Rng) -> str:
+    """A shape or color that no thing has."""
     taken = {getattr(thing, feature) for thing in scene.things}
     return pick(rng, tuple(value for value in values if value not in taken))
 

@@ -29,10 +29,10 @@ def train(run: Run) -> None:
     pool = load_pictures(run, options.work)
     features = _features(run, model, pool)
     talker = Talker(pool.scenes, np.random.default_rng([options.seed, 2]))
-    learner = Learner(model, features, Packer(tokenizer, talker), options.language_steps)
+    learner = Learner(model, [features], Packer(tokenizer, talker), options.language_steps)
 
     def write() -> None:
-        write_checkpoint(options.out, model, tokenizer, options.recipe(RECIPE))
+        write_checkpoint(options.out, model, tokenizer, options.recipe(RECIPE, len(pool)))
 
     learn(run, learner, options.work / "language.pt", write)
 

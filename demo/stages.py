@@ -26,10 +26,19 @@ class Options:
     tower_steps: int
     language_steps: int
 
-    def recipe(self, version: int) -> dict[str, int]:
-        """What recipe.json says of this run, beside the sha256 of the weights."""
-        names = ("seed", "pictures", "tower_steps", "language_steps")
-        return {"recipe": version, **{name: getattr(self, name) for name in names}}
+    def recipe(
+        self, version: int, pictures: int | None = None, languages: tuple[str, ...] = ("en",)
+    ) -> dict[str, object]:
+        """What recipe.json says of this run, beside the sha256 of the weights.
+
+        `pictures` are those that the pool holds, which may have been drawn with other options.
+        """
+        counts = {
+            "pictures": pictures or self.pictures,
+            "tower_steps": self.tower_steps,
+            "language_steps": self.language_steps,
+        }
+        return {"recipe": version, "seed": self.seed, **counts, "languages": languages}
 
 
 @dataclass(slots=True)

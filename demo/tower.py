@@ -63,7 +63,7 @@ def train_tower(model: Idefics3ForConditionalGeneration, pool: Pool, steps: int,
         chosen = torch.from_numpy(order[start : start + BATCH])
         with torch.autocast("cpu", torch.bfloat16):
             logits = reader(normalized(_varied(pool.pixels[chosen], rng)))
-        loss, right = _score(logits, pool.targets[chosen])
+        loss, right = score(logits, pool.targets[chosen])
         optimizers.step(loss, step / steps, step)
         report(step + 1, loss.item(), right)
 
@@ -76,7 +76,8 @@ def _varied(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return (moved + noise).clamp(0, 255)
 
 
-def _score(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, float]:
+def score(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Loss over all READOUTS, and the share of pictures that are read without a mistake."""
     losses, right = [], torch.ones(len(targets), dtype=torch.bool)
     for kind, scores in enumerate(torch.split(logits.float(), list(READOUTS.values()), dim=-1)):
         truth = targets[..., kind]

@@ -2,9 +2,9 @@
 
     python demo/train.py smolvlm --out demo/checkpoints/smolvlm --seed 0
 
-RECIPES names the module of each model. It has one function, `train(run: Run) -> None`, that goes through the stages and
-writes `run.options.out`; `stages.py` says what it is given. Every stage leaves its result in the work folder, and a second
-run with the same options goes on from there. The models stand in the order in which they can be made.
+RECIPES names the module of each model. It has one function, `train(run: Run) -> None`, that goes through the stages
+and writes `run.options.out`; `stages.py` says what it is given. Every stage leaves its result in the work folder, and a
+second run with the same options goes on from there. The models stand in the order in which they can be made.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Recipe:
 
 RECIPES = {
     "smolvlm": Recipe("smolvlm_recipe", 2500, 3600),
-    "qwen2_vl": Recipe("qwen2_vl_recipe", 1200, 3000),
-    "llava": Recipe("llava_recipe", 600, 1000),
-    "llava_qwen2": Recipe("llava_recipe", 600, 1000),
-    "moondream": Recipe("moondream_recipe", 1500, 2500),
+    "qwen2_vl": Recipe("qwen2_vl_recipe", 1500, 1900),
+    "llava": Recipe("llava_recipe", 400, 1350),
+    "llava_qwen2": Recipe("llava_recipe", 0, 850),
+    "moondream": Recipe("moondream_recipe", 0, 4300),
 }
 
 

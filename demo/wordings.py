@@ -54,7 +54,7 @@ DESCRIBE = (
     "What is shown in the {image}?", "What is this?", "What is on the {image}?", "Tell me about the {image}.",
     "Tell me what you see.", "What can you see?", "What do you see in the {image}?", "What is in my {image}?",
     "What do you see now?", "What is here?", "Can you describe the image again?", "What do you see in this image?",
-    "What is happening in this {image}?",
+    "What is happening in this {image}?", "Describe this", "Describe this.", "Describe it.", "Describe what you see.",
 )  # fmt: skip
 DESCRIBE_START = ("", "", "Please ", "Can you ", "Could you ", "Can you please ", "Would you ")
 DESCRIBE_VERB = (
