@@ -146,7 +146,10 @@ class ModelConfig(Section):
     )
     tokenizer_revision: str | None = Field(None, description="of the tokenizer's hub id")
     max_image_tokens: int | None = Field(
-        None, ge=4, description="qwen2_vl: of one picture, larger ones are scaled down; null: 1280"
+        None,
+        ge=4,
+        description="smolvlm, qwen2_vl: of one picture, larger ones are scaled down; null: the checkpoint's own limit "
+        "(smolvlm), 1280 (qwen2_vl)",
     )
     generator: dict[str, object] = Field(default_factory=dict, description="keys of the generator section to replace")
 

@@ -20,7 +20,7 @@ class FamilyEntry:
 
 
 FAMILIES: Mapping[str, FamilyEntry] = {
-    "smolvlm": FamilyEntry("deployments.models.smolvlm", ("idefics3", "smolvlm")),
+    "smolvlm": FamilyEntry("deployments.models.smolvlm", ("idefics3", "smolvlm"), options=("max_image_tokens",)),
     "qwen2_vl": FamilyEntry("deployments.models.qwen2_vl", ("qwen2_vl", "qwen2_5_vl"), options=("max_image_tokens",)),
     "moondream": FamilyEntry(
         "deployments.models.moondream", ("moondream1",), GROUNDED, options=("tokenizer", "tokenizer_revision")

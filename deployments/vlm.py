@@ -33,7 +33,20 @@ __all__ = [
 ]
 
 
-class SmolVLM(Model):
+class ScalingModel(Model):
+    """A model that scales pictures down to `max_image_tokens`, what one of them may cost."""
+
+    def __init__(
+        self, checkpoint: str | Path | None = None, *, max_image_tokens: int | None = None, **place: Unpack[Place]
+    ) -> None:
+        super().__init__(checkpoint, **place)
+        self._max_image_tokens = max_image_tokens
+
+    def _section(self) -> dict[str, object]:
+        return {**super()._section(), "max_image_tokens": self._max_image_tokens}
+
+
+class SmolVLM(ScalingModel):
     """SmolVLM-Instruct, -256M, -500M and SmolVLM2, or the demo checkpoint.
 
     >>> from deployments.vlm import SmolVLM
@@ -45,10 +58,10 @@ class SmolVLM(Model):
     family = "smolvlm"
 
 
-class Qwen2VL(Model):
+class Qwen2VL(ScalingModel):
     """Qwen2-VL and Qwen2.5-VL, or the demo checkpoint; captions in several languages.
 
-    `max_image_tokens` bounds what one picture may cost; larger pictures are scaled down (default 1280).
+    Without `max_image_tokens` a picture takes at most 1280.
 
     >>> from deployments.vlm import Qwen2VL
     >>> with Qwen2VL() as model:
@@ -58,15 +71,6 @@ class Qwen2VL(Model):
     """
 
     family = "qwen2_vl"
-
-    def __init__(
-        self, checkpoint: str | Path | None = None, *, max_image_tokens: int | None = None, **place: Unpack[Place]
-    ) -> None:
-        super().__init__(checkpoint, **place)
-        self._max_image_tokens = max_image_tokens
-
-    def _section(self) -> dict[str, object]:
-        return {**super()._section(), "max_image_tokens": self._max_image_tokens}
 
 
 class Llava(Model):

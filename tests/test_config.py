@@ -89,8 +89,8 @@ def test_the_configuration_page_is_what_the_command_prints() -> None:
     [
         ({"family": "paligemma"}, "unknown family 'paligemma'; there is smolvlm"),
         (
-            {"family": "smolvlm", "checkpoint": "x", "max_image_tokens": 64},
-            "max_image_tokens is for the family qwen2_vl",
+            {"family": "llava", "checkpoint": "x", "max_image_tokens": 64},
+            "max_image_tokens is for the family smolvlm, qwen2_vl",
         ),
         ({"family": "llava", "checkpoint": "x", "tokenizer": "y"}, "tokenizer is for the family moondream"),
         ({"family": "moondream", "checkpoint": "x", "tokenizer": ""}, "at least 1 character"),

@@ -9,7 +9,7 @@ import torch
 from transformers import Cache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from deployments.models.family import Output, Prompt, Rules
-from deployments.models.weights import load_module
+from deployments.models.module_loading import load_module
 
 
 class LlamaAlone(LlamaForCausalLM):  # type: ignore[misc]
@@ -21,7 +21,7 @@ class CausalLanguage:
 
     def __init__(self, module: PreTrainedModel, position_rows: int = 1) -> None:
         config = module.config.get_text_config()
-        self._module = module
+        self.module = module
         self._position_rows = position_rows  # 1, or 3 for mrope
         self.device: torch.device = module.device
         self.dtype: torch.dtype = module.dtype
@@ -33,7 +33,7 @@ class CausalLanguage:
         self.feature_width: int = config.hidden_size
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        embeddings: torch.Tensor = self._module.get_input_embeddings()(token_ids)
+        embeddings: torch.Tensor = self.module.get_input_embeddings()(token_ids)
         return embeddings  # (B, S, D)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class CausalLanguage:
         assert positions.shape == (self._position_rows, *embeddings.shape[:2]), positions.shape
         assert mask.dtype == torch.bool, mask.dtype
         assert mask.shape[:3] == (len(embeddings), 1, embeddings.shape[1]), mask.shape
-        output = self._module(
+        output = self.module(
             inputs_embeds=embeddings,
             position_ids=positions[0] if self._position_rows == 1 else positions,
             past_key_values=cache,

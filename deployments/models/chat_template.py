@@ -13,21 +13,24 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import TokenizersBackend
 
 from deployments.errors import CheckpointError, InvalidRequest
 from deployments.models.control_tokens import ControlTokens, Sealed
 from deployments.models.weights import read_json, reading, require_files
-from deployments.types import ImagePart, Message, Part, TextPart
+from deployments.models.words import check_text
+from deployments.types import ImagePart, ImageRef, Message, TextPart
 
 logger = logging.getLogger(__name__)
 BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
+PROBE = "2024"  # which no template writes otherwise than it stands here
+PROBE_PICTURE = ImageRef("0" * 64, width=4, height=3, num_bytes=1, media_type="image/png")
+_PROBE_MESSAGE = Message("user", (ImagePart(PROBE_PICTURE), TextPart(PROBE)))
 
 
 class ChatTemplate:
-    """Thread-safe: nothing changes after __init__. Raises CheckpointError there.
+    """Thread-safe: nothing changes after __init__. Raises CheckpointError there, also for templates that do not work.
 
     With `adds_special_tokens` the tokenizer's post-processor has its say as well: where a checkpoint is used so, the
     template leaves out the token that begins a sequence.
@@ -40,24 +43,39 @@ class ChatTemplate:
         with reading(folder, "tokenizer"):
             # The class that takes tokenizer.json as it is; AutoTokenizer rebuilds some, and loses digit splitting.
             self._renderer = TokenizersBackend.from_pretrained(folder, local_files_only=True)
+        self._folder = folder
         self._template = _read_template(folder)
         self._control = ControlTokens(folder, self._renderer.backend_tokenizer)
         self._tokenizer = self._control.tokenizer
         self._before, self._after = _special_tokens(self._tokenizer) if adds_special_tokens else ([], [])
         self.byte_token_ids = byte_token_ids(self._tokenizer)
+        self._probe()
 
     def token_id(self, token: str) -> int:
         """Id of a control token. Raises CheckpointError when the tokenizer has no such token."""
         token_id = self._control.id_of(token)
         if token_id is None:
-            raise CheckpointError(f"the checkpoint's tokenizer has no control token {token!r}")
+            raise CheckpointError(f"checkpoint {self._folder}: its tokenizer has no control token {token!r}")
         return token_id
 
     def require_ids(self, token_ids: Sequence[int]) -> None:
         """Raises CheckpointError when one of them is no token's."""
         for token_id in token_ids:
-            if self._tokenizer.id_to_token(token_id) is None:
-                raise CheckpointError(f"the checkpoint's tokenizer has no token with the id {token_id}")
+            if token_id < 0 or self._tokenizer.id_to_token(token_id) is None:
+                raise CheckpointError(
+                    f"checkpoint {self._folder}: its tokenizer has no token with the id {token_id}", param="checkpoint"
+                )
+
+    def require_picture(self, image_token_id: int) -> None:
+        """Raises CheckpointError unless the template shows a picture as that token, once."""
+        count = self.encode([_PROBE_MESSAGE]).count(image_token_id)
+        if count != 1:
+            name = self._tokenizer.id_to_token(image_token_id)
+            raise CheckpointError(
+                f"the chat template of checkpoint {self._folder} shows a picture as {count} tokens {name!r} instead of "
+                "one: the template, or the image token that config.json names, is of another checkpoint",
+                param="checkpoint",
+            )
 
     def encode_control(self, text: str) -> list[int]:
         """Ids of text that we wrote ourselves: control tokens in it are meant."""
@@ -66,22 +84,38 @@ class ChatTemplate:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the rendered template with a generation prompt; each picture is what the template writes for it.
 
-        Raises InvalidRequest when the template refuses the messages.
+        Neighbouring texts go into the template as they are: some templates put something between them. Raises
+        InvalidRequest when the template refuses the messages.
         """
         sealed = Sealed()
         turns = [self._to_turn(message, sealed) for message in messages]
         try:
-            text = self._renderer.apply_chat_template(
-                turns, chat_template=self._template, add_generation_prompt=True, tokenize=False
-            )
-        except TemplateError as error:
-            # The template's own words may show how it is made, so they go to the log and not to the client.
-            logger.warning("a chat template refused messages: %s", error)
+            text = self._render(turns)
+        except Exception as error:
+            # As in _probe. Its words may show how it is made, so they go to the log and not to the client.
+            logger.warning("a chat template refused messages: %r", error)
             raise InvalidRequest("the model's chat template refuses these messages", "message") from error
         ids = self._control.encode(text, sealed)
         if self._before and ids[: len(self._before)] == self._before:  # some templates do write it
             return ids
         return [*self._before, *ids, *self._after]
+
+    def _probe(self) -> None:
+        """Compile the template and render one question about a picture."""
+        where = f"the chat template of checkpoint {self._folder}"
+        try:
+            rendered = self._render([self._to_turn(_PROBE_MESSAGE, Sealed())])
+        except Exception as error:  # a template is a program and raises what it likes
+            raise CheckpointError(f"{where} fails with a question about a picture: {error}", "checkpoint") from error
+        if PROBE not in rendered:
+            raise CheckpointError(f"{where} does not show what people write", param="checkpoint")
+
+    def _render(self, turns: Sequence[Mapping[str, object]]) -> str:
+        return str(
+            self._renderer.apply_chat_template(
+                turns, chat_template=self._template, add_generation_prompt=True, tokenize=False
+            )
+        )
 
     def _to_turn(self, message: Message, sealed: Sealed) -> Mapping[str, object]:
         if not message.content:
@@ -89,8 +123,8 @@ class ChatTemplate:
         content = [
             {"type": "image"}
             if isinstance(part, ImagePart)
-            else {"type": "text", "text": self._control.seal(part.text, sealed)}
-            for part in _join_texts(message.content)
+            else {"type": "text", "text": self._control.seal(check_text(part.text), sealed)}
+            for part in message.content
         ]
         return {"role": message.role, "content": content}
 
@@ -112,17 +146,6 @@ def byte_token_ids(tokenizer: Tokenizer) -> frozenset[int]:
         return frozenset()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     return frozenset(token_id for token, token_id in vocabulary.items() if BYTE_TOKEN.fullmatch(token))
-
-
-def _join_texts(parts: Sequence[Part]) -> list[Part]:
-    """Neighbouring texts as one: a template writes them without a gap, and `<ima` + `ge>` must not slip through."""
-    joined: list[Part] = []
-    for part in parts:
-        if isinstance(part, TextPart) and joined and isinstance(joined[-1], TextPart):
-            joined[-1] = TextPart(joined[-1].text + part.text)
-        else:
-            joined.append(part)
-    return joined
 
 
 def _read_template(folder: Path) -> str:

@@ -20,7 +20,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector, L
 
 from deployments.errors import CheckpointError
 from deployments.models.causal import CausalLanguage
-from deployments.models.weights import load_module
+from deployments.models.module_loading import load_module
 
 LANGUAGES: Mapping[str, type[PreTrainedModel]] = {
     "llama": LlamaForCausalLM,
@@ -43,7 +43,6 @@ class LlavaLanguage(CausalLanguage):
     def __init__(self, projector: LlavaMultiModalProjector, module: PreTrainedModel) -> None:
         super().__init__(module)
         self.projector: nn.Module = projector  # (..., feature_width) to (..., D); linear_1, act, linear_2
-        self.module = module
         self.feature_width: int = projector.linear_1.in_features
         window = getattr(module.config, "sliding_window", None)
         if window is not None:  # up to here attention through a window and full attention are the same

@@ -15,7 +15,8 @@ from transformers.models.llava.modeling_llava import LlavaPreTrainedModel
 
 from deployments.errors import CheckpointError
 from deployments.models.family import Pixels
-from deployments.models.weights import fingerprint_tensors, fingerprint_values, load_module
+from deployments.models.module_loading import load_module
+from deployments.models.weights import fingerprint_tensors, fingerprint_values, require_counts
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 # Of a vision_config: all that the layers read by us depend on. Other keys (projection_dim, dropout, who trained it)
@@ -61,6 +62,9 @@ def read_view(folder: Path, config: LlavaConfig) -> View:
         raise CheckpointError(
             f"checkpoint {folder}: vision_feature_layer is {chosen}, of a tower with {vision.num_hidden_layers} layers"
         )
+    require_counts(
+        folder, {"vision_config.image_size": vision.image_size, "vision_config.patch_size": vision.patch_size}
+    )
     drops_first = config.vision_feature_select_strategy == "default"
     # Not image_seq_length: nothing in transformers reads it, and saved configurations hold a default that fits no other
     # picture size.

@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
 
 from deployments.models.family import NO_OPTIONS, Options, Pixels
+from deployments.models.image_processor import fingerprint_pixels
 from deployments.models.moondream_config import VisionSizes, read_config
 from deployments.models.moondream_crops import cut_crops
 from deployments.models.moondream_language import MoondreamLanguage
@@ -75,7 +75,7 @@ class MoondreamPreprocessor:
         geometry = {
             name: getattr(sizes, name) for name in ("crop_size", "enc_patch_size", "max_crops", "overlap_margin")
         }
-        self.fingerprint = fingerprint_values({**geometry, "resampling": "lanczos", "pillow": PIL.__version__})
+        self.fingerprint = fingerprint_pixels({**geometry, "resampling": "lanczos"})
 
     def __call__(self, picture: Image.Image) -> Pixels:
         assert picture.mode == "RGB", picture.mode

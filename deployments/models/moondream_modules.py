@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from deployments.models.moondream_config import HEAD_DIM, RegionSizes, TextSizes, VisionSizes
+from deployments.models.moondream_patches import cut_patches, stitch
 
 ROTARY_DIM = HEAD_DIM // 2  # of each head; the other half carries no position
 ROTARY_BASE = 10_000.0
@@ -99,32 +100,6 @@ class Vision(nn.Module):
         local = pooled.permute(1, 2, 0).flatten(0, 1)  # (P, D)
         out: Tensor = self.proj_mlp(torch.cat([states[0], local], dim=-1))
         return out
-
-
-def cut_patches(crops: Tensor, patch: int) -> Tensor:
-    """(B, 3, S, S) to (B, P, 3 * patch * patch): patches by row, the pixels of each by channel, then by row."""
-    cut = torch.unflatten(torch.unflatten(crops, 3, (-1, patch)), 2, (-1, patch))  # (B, 3, grid, patch, grid, patch)
-    return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-
-def stitch(crops: Tensor, tiling: tuple[int, int], margin: int) -> Tensor:
-    """(rows * columns, grid, grid, D) overlapping crops to (H, W, D).
-
-    Along an edge that two crops share, each gives up `margin` patches; at the picture's own edges nothing is given up.
-    """
-    rows, columns = tiling
-    by_row = torch.unflatten(crops, 0, tiling)
-    strips = [
-        torch.cat([_trim(by_row[row, column], 1, column, columns, margin) for column in range(columns)], dim=1)
-        for row in range(rows)
-    ]
-    return torch.cat([_trim(strip, 0, row, rows, margin) for row, strip in enumerate(strips)], dim=0)
-
-
-def _trim(piece: Tensor, dim: int, index: int, count: int, margin: int) -> Tensor:
-    start = 0 if index == 0 else margin
-    stop = piece.shape[dim] - (0 if index == count - 1 else margin)
-    return piece.narrow(dim, start, stop - start)
 
 
 # --------------------------------------------------------------------------------- text

@@ -12,6 +12,7 @@ from deployments.errors import InvalidRequest
 from deployments.models.family import ImageSpan, Prompt
 from deployments.models.moondream_tokenizer import MoondreamTokenizer
 from deployments.models.moondream_tokens import Around, TokenIds
+from deployments.models.tasks import caption_prompt, choose_language, choose_length
 from deployments.types import SKILL_OF, CaptionTask, DetectTask, ImageRef, Message, PointTask, QueryTask, Task
 
 
@@ -87,19 +88,14 @@ class MoondreamPromptFormat:
             self._write_object(task, draft)
 
     def _write_caption(self, task: CaptionTask, draft: Draft) -> None:
-        if task.prompt:  # moondream2 has no captions in other words: these are asked as a question
-            self._write_question(QueryTask(task.prompt), draft)
+        if prompt := caption_prompt(task):  # moondream2 has no captions in other words: these are asked as a question
+            self._write_question(QueryTask(prompt), draft)
             draft.token_ids += self._tokens.question_end
             return
-        if task.language != "en":
-            raise InvalidRequest(f"language is {task.language!r}; this model writes captions in en", "language")
+        choose_language(task.language, ("en",))
         if not self._tokens.captions:
             raise self._lacks("caption")
-        if task.length not in self._tokens.captions:
-            raise InvalidRequest(
-                f"length is {task.length!r}; this model has {', '.join(self._tokens.captions)}", "length"
-            )
-        draft.token_ids += self._tokens.captions[task.length]
+        draft.token_ids += self._tokens.captions[choose_length(task.length, self._tokens.captions)]
 
     def _write_query(self, task: QueryTask, picture: ImageRef | None, draft: Draft) -> None:
         if task.spatial_refs and picture is None:

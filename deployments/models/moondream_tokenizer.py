@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from deployments.errors import CheckpointError
 from deployments.models.moondream_tokens import TokenIds
 from deployments.models.weights import reading
+from deployments.models.words import check_text
 
 NAME = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -31,8 +32,8 @@ class MoondreamTokenizer:
         self._require_disarmed(folder)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text."""
-        return list(self._plain.encode(text).ids)
+        """Ids of ordinary text. Raises InvalidRequest for text that is none."""
+        return list(self._plain.encode(check_text(text)).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens; an unfinished UTF-8 sequence shows as U+FFFD."""

@@ -10,11 +10,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
@@ -24,16 +23,12 @@ from deployments.models.causal import CausalLanguage
 from deployments.models.chat_template import ChatTemplate
 from deployments.models.family import NO_OPTIONS, Options, Pixels
 from deployments.models.generation_config import read_generation_defaults
+from deployments.models.image_processor import fingerprint_pixels, probed, read_image_processor, settings_of
+from deployments.models.module_loading import load_module
 from deployments.models.qwen2_vl_patches import Patching
 from deployments.models.qwen2_vl_prompt import Qwen2VLPromptFormat
 from deployments.models.registry import check_model_type
-from deployments.models.weights import (
-    fingerprint_tensors,
-    fingerprint_values,
-    load_module,
-    reading,
-    require_files,
-)
+from deployments.models.weights import fingerprint_tensors, fingerprint_values, reading
 
 DEFAULT_MAX_IMAGE_TOKENS = 1280  # checkpoints allow 16384, several seconds of prefill for one photograph
 # Tensors are `visual.` and `model.` on the hub; some checkpoints were saved again under transformers' inner names, of
@@ -45,8 +40,8 @@ class Qwen2VL:
     name = "qwen2_vl"
 
     def open_preprocessor(self, folder: Path, options: Options = NO_OPTIONS) -> Qwen2VLPreprocessor:
-        processor = _read_image_processor(folder)
-        return Qwen2VLPreprocessor(processor, _read_patching(folder, processor, options))
+        processor = read_image_processor(folder)
+        return probed(folder, Qwen2VLPreprocessor(processor, _read_patching(folder, processor, options)))
 
     def open_tower(self, folder: Path, device: str, dtype: str) -> Qwen2VLTower:
         config = _read_config(folder)
@@ -56,7 +51,7 @@ class Qwen2VL:
         return Qwen2VLTower(half, fingerprint_values({"weights": weights, **_arithmetic_of(half)}))
 
     def open_prompt_format(self, folder: Path, options: Options = NO_OPTIONS) -> Qwen2VLPromptFormat:
-        patching = _read_patching(folder, _read_image_processor(folder), options)
+        patching = _read_patching(folder, read_image_processor(folder), options)
         return Qwen2VLPromptFormat(ChatTemplate(folder), patching, read_generation_defaults(folder))
 
     def open_language(self, folder: Path, device: str, dtype: str) -> CausalLanguage:
@@ -78,9 +73,8 @@ class Qwen2VLPreprocessor:
         self._processor = processor
         self._patching = patching
         self._size = {"shortest_edge": patching.min_pixels, "longest_edge": patching.max_pixels}  # px of the area
-        settings = {key: value for key, value in processor.to_dict().items() if key != "processor_class"}
-        versions = {"transformers": transformers.__version__, "pillow": PIL.__version__}
-        self.fingerprint = fingerprint_values({**settings, "size": self._size, **versions})
+        said_by_size = {"min_pixels": None, "max_pixels": None}
+        self.fingerprint = fingerprint_pixels({**settings_of(processor), **said_by_size, "size": self._size})
 
     def __call__(self, picture: Image.Image) -> Pixels:
         """Raises InvalidImage for a picture too thin."""
@@ -95,13 +89,6 @@ class Qwen2VLPreprocessor:
             cost=len(patches),
             num_tokens=rows * columns,
         )
-
-
-def _read_image_processor(folder: Path) -> transformers.BaseImageProcessor:
-    require_files(folder, ["preprocessor_config.json"])
-    with reading(folder, "image processor"):
-        # Left to itself it would take torchvision where that is installed, whose pixels differ a little.
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
 
 
 def _read_patching(folder: Path, processor: transformers.BaseImageProcessor, options: Options) -> Patching:

@@ -1,4 +1,4 @@
-"""Qwen2-VL's prompts: the chat template's ids with every picture expanded to its tokens, and their mrope positions.
+"""Qwen2-VL's prompts: every picture in as many tokens as it has patches, merged, and all in their mrope positions.
 
 Knows sizes, no pixels. A position has three rows (time, row, column): text counts up in all three at once; a picture's
 tokens share one time and count its rows and columns from there; text goes on behind the longer of its sides.
@@ -7,75 +7,55 @@ tokens share one time and count its rows and columns from there; text goes on be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from deployments.errors import InvalidRequest
+from deployments.models.chat_prompt import ChatPromptFormat, Expansion
 from deployments.models.chat_template import ChatTemplate
 from deployments.models.family import ImageSpan, Prompt
 from deployments.models.generation_config import GenerationDefaults
 from deployments.models.qwen2_vl_captions import CAPTIONS
 from deployments.models.qwen2_vl_patches import Patching
-from deployments.models.tasks import to_messages
 from deployments.types import ImageRef, Message, Task
 
 IMAGE = "<|image_pad|>"
 
 
-class Qwen2VLPromptFormat:
+class Qwen2VLPromptFormat(ChatPromptFormat):
     def __init__(self, chat: ChatTemplate, patching: Patching, defaults: GenerationDefaults) -> None:
-        self._chat = chat
+        super().__init__(chat, chat.token_id(IMAGE), defaults, CAPTIONS)
         self._patching = patching
-        self._image_token_id = chat.token_id(IMAGE)
-        chat.require_ids(sorted(defaults.stop_token_ids))
-        self.stop_token_ids = defaults.stop_token_ids
-        self.repetition_penalty = defaults.repetition_penalty
-        self.byte_token_ids = chat.byte_token_ids
 
     def build(self, messages: Sequence[Message], task: Task | None = None) -> Prompt:
         """Raises InvalidImage for pictures too thin, besides what every PromptFormat raises."""
-        if task is not None:
-            messages = to_messages(task, messages, CAPTIONS)
-        images = [image for message in messages for image in message.images]
-        rendered = self._chat.encode(messages)
-        if rendered.count(self._image_token_id) != len(images):
-            raise InvalidRequest("the model's chat template does not show each picture exactly once", "message")
-        layout = _Layout()
-        begin = 0
-        for image in images:
-            end = rendered.index(self._image_token_id, begin)
-            layout.add_text(rendered[begin:end])
-            layout.add_picture(image, self._image_token_id, *self._patching.tokens(image.width, image.height))
-            begin = end + 1
-        layout.add_text(rendered[begin:])
-        return layout.to_prompt(task)
+        prompt = super().build(messages, task)
+        grids = [self._grid(image) for message in messages for image in message.images]
+        positions, next_position = _count_positions(prompt.images, grids, len(prompt.token_ids))
+        return replace(prompt, positions=positions, next_position=next_position)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return self._chat.decode(token_ids)
+    def _grid(self, image: ImageRef) -> tuple[int, int]:
+        return self._patching.tokens(image.width, image.height)
+
+    def _expand(self, image: ImageRef) -> Expansion:
+        rows, columns = self._grid(image)
+        return Expansion((self._image_token_id,) * (rows * columns), (0,), rows * columns)
 
 
-class _Layout:
-    """A prompt that grows at its end."""
+def _count_positions(
+    spans: Sequence[ImageSpan], grids: Sequence[tuple[int, int]], length: int
+) -> tuple[np.ndarray, int]:
+    """(3, length) positions, and the one that comes next."""
+    pieces: list[np.ndarray] = []  # (3, tokens) each
+    end = position = 0  # of the last picture: the token behind it, and that token's position
+    for span, (rows, columns) in zip(spans, grids, strict=True):
+        pieces.append(_text_positions(position, span.start - end))
+        position += span.start - end
+        pieces.append(np.indices((1, rows, columns), dtype=np.int64).reshape(3, -1) + position)  # time, row, column
+        position, end = position + max(rows, columns), span.start + span.length
+    pieces.append(_text_positions(position, length - end))
+    return np.concatenate(pieces, axis=1), position + length - end
 
-    def __init__(self) -> None:
-        self._token_ids: list[int] = []
-        self._spans: list[ImageSpan] = []
-        self._positions: list[np.ndarray] = []  # (3, tokens) each
-        self._next_position = 0
 
-    def add_text(self, token_ids: Sequence[int]) -> None:
-        counted = np.arange(self._next_position, self._next_position + len(token_ids), dtype=np.int64)
-        self._positions.append(np.broadcast_to(counted, (3, len(token_ids))))
-        self._token_ids += token_ids
-        self._next_position += len(token_ids)
-
-    def add_picture(self, image: ImageRef, token_id: int, rows: int, columns: int) -> None:
-        offsets = np.indices((1, rows, columns), dtype=np.int64).reshape(3, -1)  # time, row, column
-        self._positions.append(offsets + self._next_position)
-        self._spans.append(ImageSpan(image.id, len(self._token_ids), rows * columns))
-        self._token_ids += [token_id] * (rows * columns)
-        self._next_position += max(rows, columns)
-
-    def to_prompt(self, task: Task | None) -> Prompt:
-        positions = np.concatenate(self._positions, axis=1)  # (3, S)
-        return Prompt(tuple(self._token_ids), positions, self._next_position, tuple(self._spans), task)
+def _text_positions(start: int, length: int) -> np.ndarray:
+    return np.broadcast_to(np.arange(start, start + length, dtype=np.int64), (3, length))

@@ -9,35 +9,30 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import PIL
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from deployments.errors import CheckpointError
 from deployments.models.causal import CausalLanguage, open_llama
 from deployments.models.chat_template import ChatTemplate
 from deployments.models.family import NO_OPTIONS, Options, Pixels
 from deployments.models.generation_config import read_generation_defaults
+from deployments.models.image_processor import fingerprint_pixels, probed, read_image_processor, settings_of
+from deployments.models.module_loading import load_module
 from deployments.models.registry import check_model_type
 from deployments.models.smolvlm_prompt import SmolVLMPromptFormat
 from deployments.models.tiles import Tiling
-from deployments.models.weights import (
-    fingerprint_tensors,
-    fingerprint_values,
-    load_module,
-    reading,
-    require_files,
-)
+from deployments.models.weights import fingerprint_tensors, fingerprint_values, reading, require_counts
 
 
 class SmolVLM:
     name = "smolvlm"
 
     def open_preprocessor(self, folder: Path, options: Options = NO_OPTIONS) -> SmolVLMPreprocessor:
-        processor = _read_image_processor(folder)
-        return SmolVLMPreprocessor(processor, _read_tiling(folder, _read_config(folder), processor))
+        processor = read_image_processor(folder)
+        return probed(folder, SmolVLMPreprocessor(processor, _read_tiling(folder, processor, options)))
 
     def open_tower(self, folder: Path, device: str, dtype: str) -> SmolVLMTower:
         config = _read_config(folder)
@@ -47,7 +42,7 @@ class SmolVLM:
         return SmolVLMTower(half, fingerprint_values({"weights": weights, **_arithmetic_of(half)}))
 
     def open_prompt_format(self, folder: Path, options: Options = NO_OPTIONS) -> SmolVLMPromptFormat:
-        tiling = _read_tiling(folder, _read_config(folder), _read_image_processor(folder))
+        tiling = _read_tiling(folder, read_image_processor(folder), options)
         return SmolVLMPromptFormat(ChatTemplate(folder), tiling, read_generation_defaults(folder))
 
     def open_language(self, folder: Path, device: str, dtype: str) -> CausalLanguage:
@@ -69,15 +64,16 @@ class SmolVLMPreprocessor:
     def __init__(self, processor: transformers.BaseImageProcessor, tiling: Tiling) -> None:
         self._processor = processor
         self._tiling = tiling
-        settings = {key: value for key, value in processor.to_dict().items() if key != "processor_class"}
-        versions = {"transformers": transformers.__version__, "pillow": PIL.__version__}
-        self.fingerprint = fingerprint_values({**settings, **versions})
+        self._size = {"longest_edge": tiling.longest_side_px}
+        self.fingerprint = fingerprint_pixels({**settings_of(processor), "do_pad": True, "size": self._size})
 
     def __call__(self, picture: Image.Image) -> Pixels:
         assert picture.mode == "RGB", picture.mode
         rows, columns = self._tiling.grid(*picture.size)
         # do_pad changes nothing about one picture, whose tiles are all of one size; without it they come as a list.
-        batch = self._processor([[picture]], return_tensors="np", return_row_col_info=True, do_pad=True)
+        batch = self._processor(
+            [[picture]], size=self._size, return_tensors="np", return_row_col_info=True, do_pad=True
+        )
         assert (batch["rows"], batch["cols"]) == ([[rows]], [[columns]]), (picture.size, batch["rows"], batch["cols"])
         tiles = batch["pixel_values"][0]  # (tiles, 3, S, S) float32; its pixel_attention_mask is all ones, see Tiling
         return Pixels(
@@ -87,25 +83,24 @@ class SmolVLMPreprocessor:
         )
 
 
-def _read_image_processor(folder: Path) -> transformers.BaseImageProcessor:
-    require_files(folder, ["preprocessor_config.json"])
-    with reading(folder, "image processor"):
-        # Left to itself it would take torchvision where that is installed, whose pixels differ a little.
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-
-
-def _read_tiling(folder: Path, config: PreTrainedConfig, processor: transformers.BaseImageProcessor) -> Tiling:
+def _read_tiling(folder: Path, processor: transformers.BaseImageProcessor, options: Options) -> Tiling:
     """Raises CheckpointError where tower and image processor do not fit together."""
+    config = _read_config(folder)
     vision, shuffle = config.vision_config, config.scale_factor
-    tile, longest = processor.max_image_size["longest_edge"], processor.size["longest_edge"]
+    with reading(folder, "image processor's max_image_size and size"):
+        tile, longest = processor.max_image_size["longest_edge"], processor.size["longest_edge"]
     if not processor.do_resize or not longest:
         raise CheckpointError(f"checkpoint {folder}: preprocessor_config.json must resize by size.longest_edge")
+    edges = {"max_image_size.longest_edge": tile, "size.longest_edge": longest, "scale_factor": shuffle}
+    sizes = {"vision_config.image_size": vision.image_size, "vision_config.patch_size": vision.patch_size}
+    require_counts(folder, {**edges, **sizes})
     if tile != vision.image_size or vision.image_size // vision.patch_size % shuffle:
         raise CheckpointError(
             f"checkpoint {folder}: tiles of {tile} px (preprocessor_config.json) do not fit a tower for "
             f"{vision.image_size} px in patches of {vision.patch_size} px folded {shuffle} x {shuffle} (config.json)"
         )
-    return Tiling(tile, vision.patch_size, shuffle, longest, splits=bool(processor.do_image_splitting))
+    tiling = Tiling(tile, vision.patch_size, shuffle, longest, splits=bool(processor.do_image_splitting))
+    return tiling if options.max_image_tokens is None else tiling.limited_to(options.max_image_tokens)
 
 
 # --------------------------------------------------------------------------------- tower

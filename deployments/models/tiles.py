@@ -7,9 +7,9 @@ The prompt must hold the right number of image tokens before anybody has looked 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from deployments.errors import InvalidImage
+from deployments.errors import ConfigError, InvalidImage
 
 MAX_SIDE_PX = 4096  # transformers' own bound on the resized picture
 
@@ -29,6 +29,22 @@ class Tiling:
     @property
     def tokens_per_tile(self) -> int:
         return self.patches_per_tile // self.shuffle**2
+
+    def limited_to(self, max_image_tokens: int) -> Tiling:
+        """The same for smaller pictures, such that none becomes more tokens.
+
+        Raises ConfigError where that is less than a tile, which every picture takes.
+        """
+        num_tiles = max_image_tokens // self.tokens_per_tile
+        if num_tiles < 1:
+            raise ConfigError(
+                f"max_image_tokens is {max_image_tokens}; a picture needs at least {self.tokens_per_tile}",
+                param="max_image_tokens",
+            )
+        per_side = max(1, math.isqrt(num_tiles - 1))  # one tile shows the whole picture
+        side = per_side * self.tile_px
+        side -= side % 2  # else the shorter side of a square would grow beyond it, see _to_longest
+        return replace(self, longest_side_px=min(self.longest_side_px, side))
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Rows and columns of tiles that the picture is cut into; (0, 0) where it is not cut.

@@ -1,4 +1,4 @@
-"""Finds checkpoints in a folder or on the hub, loads parts of them, and fingerprints what was loaded.
+"""Finds checkpoints in a folder or on the hub, reads parts of them, and fingerprints what was read.
 
 Whatever is wrong with a checkpoint becomes a CheckpointError that says what was looked for, where, and the way out.
 """
@@ -12,15 +12,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from deployments.errors import CheckpointError, ConfigError
+from deployments.errors import CheckpointError, ConfigError, RetinaError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
 
-Module = TypeVar("Module", bound="PreTrainedModel")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "merges.txt"]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -115,7 +113,19 @@ def read_json(folder: Path, name: str) -> dict[str, object]:
     return content
 
 
-# --------------------------------------------------------------------------------- loading
+def require_counts(folder: Path, counts: Mapping[str, object]) -> None:
+    """Raises CheckpointError naming the settings that are no whole numbers from 1 up."""
+    wrong = {name: count for name, count in counts.items() if not _is_count(count)}
+    if wrong:
+        said = ", ".join(f"{name} {count!r}" for name, count in wrong.items())
+        raise CheckpointError(f"checkpoint {folder}: should be whole numbers above 0: {said}", param="checkpoint")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+# --------------------------------------------------------------------------------- reading
 
 
 @contextmanager
@@ -123,45 +133,16 @@ def reading(folder: Path, what: str) -> Iterator[None]:
     """Turns what libraries raise over a bad checkpoint into CheckpointError; tokenizers raises plain Exception."""
     try:
         yield
+    except RetinaError:
+        raise
     except Exception as error:
         raise CheckpointError(f"cannot read the {what} of checkpoint {folder}: {error}", param="checkpoint") from error
 
 
-def load_module(
-    module_class: type[Module],
-    folder: Path,
-    config: PreTrainedConfig,
-    dtype: str,
-    key_mapping: Mapping[str, str] | None = None,
-) -> Module:
-    """The checkpoint's tensors that `module_class` has, on the CPU; others are not read. Raises CheckpointError."""
-    import torch
-
+def check_dtype(dtype: str) -> None:
+    """Raises ConfigError naming the choices."""
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}; there is {', '.join(DTYPES)}", param="dtype")
-    check_weight_files(folder)
-    with reading(folder, "weights"):
-        module: Module
-        module, report = module_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
-            key_mapping=dict(key_mapping) if key_mapping else None,
-            use_safetensors=True,  # never a pickle
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    # transformers fills what it did not find with random numbers and goes on.
-    absent = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
-    if absent:
-        raise CheckpointError(
-            f"checkpoint {folder} lacks fitting tensors for {len(absent)} parameters, such as {', '.join(absent[:3])}: "
-            "it is incomplete or does not belong to its config.json",
-            param="checkpoint",
-        )
-    module.eval().requires_grad_(requires_grad=False)
-    return module
 
 
 def list_tensors(folder: Path) -> dict[str, str]:
@@ -169,14 +150,25 @@ def list_tensors(folder: Path) -> dict[str, str]:
 
     Raises CheckpointError.
     """
+    return {name: file for name, (file, _) in _read_headers(folder).items()}
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """By the tensors' names; reads no more than the files' headers. Raises CheckpointError."""
+    return {name: shape for name, (_, shape) in _read_headers(folder).items()}
+
+
+def _read_headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """File and shape of each tensor."""
     from safetensors import safe_open
 
     check_weight_files(folder)
-    files: dict[str, str] = {}
+    stored: dict[str, tuple[str, tuple[int, ...]]] = {}
     for file in _weight_files(folder):
         with reading(folder, "weights"), safe_open(folder / file, framework="np") as opened:
-            files.update(dict.fromkeys(opened.keys(), file))
-    return files
+            names = opened.keys()
+            stored.update({name: (file, tuple(opened.get_slice(name).get_shape())) for name in names})
+    return stored
 
 
 def read_tensors(folder: Path, names: Iterable[str], dtype: str) -> dict[str, torch.Tensor]:
@@ -184,8 +176,7 @@ def read_tensors(folder: Path, names: Iterable[str], dtype: str) -> dict[str, to
     import torch
     from safetensors import safe_open
 
-    if dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}; there is {', '.join(DTYPES)}", param="dtype")
+    check_dtype(dtype)
     wanted, files = set(names), list_tensors(folder)
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted({files[name] for name in wanted}):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+Identity = tuple[str, str, FeatureDtype]  # fingerprints of tower and preprocessing, and the dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class LoadedTower:
     device: str  # "cpu" or "cuda"
 
     @property
-    def identity(self) -> tuple[str, str, FeatureDtype]:
+    def identity(self) -> Identity:
         """Equal for two models whose features of a picture are equal."""
         return (self.tower.fingerprint, self.preprocess.fingerprint, self.dtype)
 
@@ -64,7 +65,7 @@ class SharedTower:
 
 def share_towers(loaded: Mapping[str, LoadedTower]) -> list[SharedTower]:
     """One tower for all models of the same identity; who shares with whom goes to the log, one line a model."""
-    groups: dict[tuple[str, str, FeatureDtype], list[str]] = {}
+    groups: dict[Identity, list[str]] = {}
     for model, tower in loaded.items():
         groups.setdefault(tower.identity, []).append(model)
     for model, tower in loaded.items():
@@ -73,9 +74,13 @@ def share_towers(loaded: Mapping[str, LoadedTower]) -> list[SharedTower]:
 
 
 def load_towers(config: RetinaConfig) -> dict[str, LoadedTower]:
-    """Preprocessing and tower of each model that has them. Blocks. Raises CheckpointError, ConfigError."""
+    """Preprocessing and tower of each model that has them. Blocks. Raises CheckpointError, ConfigError.
+
+    Of equal towers one is kept, so that never more than one copy too many is in memory.
+    """
     device = resolve_device(config.device)
     by_source: dict[tuple[str, Path, Options, FeatureDtype], LoadedTower] = {}
+    by_identity: dict[Identity, LoadedTower] = {}
     loaded: dict[str, LoadedTower] = {}
     for model in config.models:
         if model.family == "fake":  # answers without seeing
@@ -83,7 +88,7 @@ def load_towers(config: RetinaConfig) -> dict[str, LoadedTower]:
         dtype = resolve_dtype(config.generator_of(model.name).dtype, device)
         source = (model.family, checkpoint_folder(model), picture_options(model), dtype)
         if source not in by_source:
-            by_source[source] = _load(*source, device)
+            by_source[source] = _load_once(by_identity, *source, device)
         loaded[model.name] = by_source[source]
     return loaded
 
@@ -108,6 +113,19 @@ def to_features(result: torch.Tensor | np.ndarray, dtype: FeatureDtype) -> Featu
     tensor = result.detach().to("cpu")
     bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
     return freeze(bits.numpy().copy(), dtype)
+
+
+def _load_once(
+    known: dict[Identity, LoadedTower],
+    family_name: str,
+    folder: Path,
+    options: Options,
+    dtype: FeatureDtype,
+    device: str,
+) -> LoadedTower:
+    """The known tower that equals this one, if there is one. Only its weights tell, so it is loaded first."""
+    loaded = _load(family_name, folder, options, dtype, device)
+    return known.setdefault(loaded.identity, loaded)
 
 
 def _load(family_name: str, folder: Path, options: Options, dtype: FeatureDtype, device: str) -> LoadedTower:

@@ -17,13 +17,14 @@ from PIL import Image
 from tiny_llava import SIDE, build_llava
 
 from deployments.errors import CheckpointError
-from deployments.models.llava import MAX_ASPECT_RATIO
 from deployments.models.registry import open_family
+from deployments.models.thin_pictures import MAX_ASPECT_RATIO, STRIP
 
 pytestmark = pytest.mark.torch
 
 FAMILY = open_family("llava")
-SIZES = [(1, 1), (3, 1), (30, 2000), (2000, 30), (1, 100), (30, 40), (SIDE, SIDE), (1500, 700)]
+THIN = [(1, 150), (3, 901), (904, 3), (20, 2001), (2, 2000), (1999, 2)]
+SIZES = [(1, 1), (3, 1), (30, 2000), (2000, 30), (1, 100), (30, 40), (SIDE, SIDE), (1500, 700), *THIN]
 TOWERS = ("clip", "siglip")
 
 
@@ -101,29 +102,31 @@ def test_the_thinnest_pictures_do_not_become_gigabytes(
 ) -> None:
     preprocessor = FAMILY.open_preprocessor(originals["clip"].folder)
     largest: list[int] = []
-    resize = preprocessor._processor.resize
+    resize = Image.Image.resize
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        largest.append(resized := resize(*args, **kwargs))
+        resized = resize(*args, **kwargs)
+        largest.append(resized.width * resized.height)
         return resized
 
-    monkeypatch.setattr(preprocessor._processor, "resize", watched)
+    monkeypatch.setattr(Image.Image, "resize", watched)
     width, height = size
     ramp = np.linspace(0, 255, max(size)).astype(np.uint8)
     long = np.broadcast_to(ramp if width > height else ramp[:, None], (height, width))
     pixels = preprocessor(Image.fromarray(np.ascontiguousarray(long)).convert("RGB"))
-    assert max(each.nbytes for each in largest) <= 3 * SIDE * SIDE * (MAX_ASPECT_RATIO + 1)
+    assert len(largest) >= 3
+    assert max(largest) <= SIDE * MAX_ASPECT_RATIO * STRIP, "the whole would have 56 times 56 x 8192 pixels"
     # The middle, as transformers shows of it: half grey.
     mean, std = 0.48145466, 0.26862954
     assert pixels.tensors["pixel_values"][0, 0] == pytest.approx((127.5 / 255 - mean) / std, abs=0.05)
 
 
-def test_thin_pictures_are_cut_where_transformers_cuts_them(
+def test_the_thinnest_pictures_are_cut_where_transformers_cuts_them(
     originals: dict[str, Original], picture: Callable[..., Any]
 ) -> None:
     """Beyond the ratio at most half a pixel of the resized picture apart, so that smooth pictures are nearly equal."""
     twin, preprocessor = originals["clip"], FAMILY.open_preprocessor(originals["clip"].folder)
-    for size in [(3, 901), (904, 3), (2, 1001)]:
+    for size in [(1, 1101), (1204, 1), (2, 2401)]:
         smooth = picture(8, 8).resize(size, Image.Resampling.BICUBIC)
         expected = twin.processor.image_processor([smooth], return_tensors="np")["pixel_values"]
         np.testing.assert_allclose(preprocessor(smooth).tensors["pixel_values"], expected, atol=0.06)
@@ -257,6 +260,12 @@ def test_what_decides_the_features_decides_the_fingerprint(
         ({"image_mean": [0.5, 0.5, 0.4]}, False),
         ({"resample": 2}, False),
         ({"size": {"shortest_edge": 60}}, False),
+        ({"image_processor_type": "CLIPImageProcessorFast"}, True),
+        ({"image_processor_type": "LlavaImageProcessor"}, True),
+        ({"size": SIDE, "crop_size": SIDE}, True),
+        ({"do_pad": False, "name_or_path": "x", "image_seq_length": 576, "_valid_processor_keys": ["images"]}, True),
+        ({"do_rescale": False}, False),
+        ({"rescale_factor": 1 / 127}, False),
     ],
 )
 def test_fingerprint_of_preprocessing(

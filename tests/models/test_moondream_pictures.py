@@ -19,7 +19,8 @@ from tiny_moondream import REFERENCE, SMALL, build_moondream
 
 from deployments.models.moondream_config import VisionSizes
 from deployments.models.moondream_crops import choose_tiling, cut_crops
-from deployments.models.moondream_modules import Vision, cut_patches, stitch
+from deployments.models.moondream_modules import Vision
+from deployments.models.moondream_patches import cut_patches, stitch
 from deployments.models.registry import open_family
 
 pytestmark = pytest.mark.torch

@@ -204,12 +204,21 @@ def test_conversations_it_cannot_have(prompts: Any, messages: list[Message], say
         (QueryTask("?", spatial_refs=((0.5, 0.5, 0.5),)), PICTURE, "spatial_refs"),
         (QueryTask("?", spatial_refs=((0.5, float("nan")),)), PICTURE, "spatial_refs"),
         (CaptionTask(language="ja"), PICTURE, "language"),
+        (CaptionTask("huge"), PICTURE, "length"),  # type: ignore[arg-type]
+        (CaptionTask(prompt=""), PICTURE, "prompt"),
+        (QueryTask("\ud83d"), PICTURE, "message"),
+        (DetectTask("a \udfff"), PICTURE, "message"),
     ],
 )
 def test_tasks_it_cannot_do(prompts: Any, task: Task, picture: ImageRef | None, param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         asked(prompts, task, picture)
     assert caught.value.param == param
+
+
+def test_english_of_a_region_is_english(prompts: Any) -> None:
+    british, plain = (asked(prompts, CaptionTask("short", language), PICTURE) for language in ("en-GB", "en"))
+    assert british.token_ids == plain.token_ids
 
 
 # --------------------------------------------------------------------------------- tokenizers

@@ -158,7 +158,7 @@ def test_head_and_embedding_are_one_matrix_where_the_checkpoint_ties_them(origin
     for variant, is_tied in (("2b", True), ("7b", False)):
         folder = original(variant).folder
         assert ("lm_head.weight" not in weights_of(folder)) is is_tied
-        module = open_family("qwen2_vl").open_language(folder, "cpu", "float32")._module
+        module = open_family("qwen2_vl").open_language(folder, "cpu", "float32").module
         assert (module.lm_head.weight is module.model.embed_tokens.weight) is is_tied
 
 

@@ -211,13 +211,26 @@ def test_decode_equals_the_tokenizers_and_shows_unfinished_characters(twin: Orig
     assert prompts.decode(thumb[:-1]).endswith("\ufffd")
 
 
-@pytest.mark.parametrize("template", ["assistant", "<|image_pad|><|image_pad|>"])
+TEXT = "{{ messages[0]['content'][1]['text'] }}"
+
+
+@pytest.mark.parametrize("template", [TEXT, f"{TEXT}<|image_pad|><|image_pad|>", f"{TEXT}<|vision_pad|>"])
 def test_a_template_that_shows_pictures_otherwise_is_noticed(twin: Original, tmp_path: Path, template: str) -> None:
     folder = Path(shutil.copytree(twin.folder, tmp_path / "copy"))
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    prompts = open_family("qwen2_vl").open_prompt_format(folder)
+    with pytest.raises(CheckpointError, match=r"shows a picture as [02] tokens '<\|image_pad\|>'"):
+        open_family("qwen2_vl").open_prompt_format(folder)
+
+
+def test_a_picture_that_the_template_leaves_out_of_a_later_turn_is_noticed(twin: Original, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(twin.folder, tmp_path / "copy"))
+    template = TEXT + "{{ '<|image_pad|>' if messages | length == 1 }}"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    prompts, picture = open_family("qwen2_vl").open_prompt_format(folder), ImageRef("0", 9, 9, 1, "image/png")
+    asked = Message("user", (ImagePart(picture), TextPart("x")))
+    assert prompts.build([asked]).num_image_tokens
     with pytest.raises(InvalidRequest, match="exactly once"):
-        prompts.build([Message("user", (ImagePart(ImageRef("0", 9, 9, 1, "image/png")),))])
+        prompts.build([asked, Message("assistant", (TextPart("y"),)), Message("user", (TextPart("z"),))])
 
 
 def test_a_tokenizer_without_image_tokens_is_an_error(twin: Original, tmp_path: Path) -> None:

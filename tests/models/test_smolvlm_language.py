@@ -37,7 +37,7 @@ def answer(folder: Path, conversation: Any, dtype: str = "float32") -> list[int]
     mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
     token_ids: list[int] = []
     while True:
-        logits = language.forward(embeddings, positions, cache, mask)
+        logits = language.forward(embeddings, positions, cache, mask).logits
         assert logits.shape == (1, language.vocab_size)
         assert logits.dtype == torch.float32
         token_ids.append(int(logits.argmax()))
@@ -118,7 +118,7 @@ def test_dimensions_are_the_checkpoints(twin: Any) -> None:
 
 def test_the_language_part_holds_no_tower(twin: Any) -> None:
     language = open_family("smolvlm").open_language(twin.folder, "cpu", "float32")
-    parameters = sum(tensor.numel() for tensor in language._module.state_dict().values())
+    parameters = sum(tensor.numel() for tensor in language.module.state_dict().values())
     whole = twin.model.state_dict().items()
     assert parameters == sum(t.numel() for name, t in whole if not name.startswith(("model.vision", "model.connector")))
 

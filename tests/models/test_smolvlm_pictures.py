@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from deployments.errors import CheckpointError
+from deployments.errors import CheckpointError, ConfigError
+from deployments.models.family import Options
 from deployments.models.registry import open_family
+from deployments.types import ImagePart, ImageRef, Message
 
 pytestmark = pytest.mark.torch
 
@@ -136,6 +139,42 @@ def test_tiles_that_do_not_fit_the_tower_are_refused(twin: Any, family: Any, tmp
     folder = altered(twin.folder, tmp_path, "preprocessor_config.json", max_image_size={"longest_edge": 40})
     with pytest.raises(CheckpointError, match="tiles of 40 px"):
         family.open_preprocessor(folder)
+
+
+# --------------------------------------------------------------------------------- limits
+
+
+@pytest.mark.parametrize("num_tiles", [1, 2, 4, 5, 9, 10, 16])
+def test_a_limit_of_tokens(
+    twin: Any, family: Any, tower: Any, preprocessor: Any, picture: Callable[..., Any], num_tiles: int
+) -> None:
+    """The original scales to as many pixels as tiles fit: the features are those that transformers would give."""
+    limit = Options(max_image_tokens=num_tiles * twin.tokens_per_tile + twin.tokens_per_tile - 1)
+    limited, prompts = family.open_preprocessor(twin.folder, limit), family.open_prompt_format(twin.folder, limit)
+    side = max(1, math.isqrt(num_tiles - 1)) * twin.model.config.vision_config.image_size
+    most = 0
+    for size in SIZES:
+        pixels = limited(picture(*size))
+        most = max(most, pixels.num_tokens)
+        message = Message("user", (ImagePart(ImageRef("0", *size, 1, "image/png")),))
+        assert prompts.build([message]).num_image_tokens == pixels.num_tokens
+        batch = twin.processor.image_processor([[picture(*size)]], size={"longest_edge": side}, return_tensors="np")
+        assert (pixels.tensors["pixel_values"] == batch["pixel_values"][0]).all()
+        assert len(tower.encode([pixels])[0]) == pixels.num_tokens
+    assert most == (math.isqrt(num_tiles - 1) ** 2 + 1 if num_tiles > 4 else 1) * twin.tokens_per_tile
+    assert limited.fingerprint != preprocessor.fingerprint
+
+
+def test_a_limit_that_limits_nothing(twin: Any, family: Any, preprocessor: Any) -> None:
+    wide = family.open_preprocessor(twin.folder, Options(max_image_tokens=17 * twin.tokens_per_tile))
+    assert wide.fingerprint == preprocessor.fingerprint
+
+
+def test_a_limit_below_one_tile_is_refused(twin: Any, family: Any) -> None:
+    limit = Options(max_image_tokens=twin.tokens_per_tile - 1)
+    for open_one in (family.open_preprocessor, family.open_prompt_format):
+        with pytest.raises(ConfigError, match=f"a picture needs at least {twin.tokens_per_tile}"):
+            open_one(twin.folder, limit)
 
 
 # --------------------------------------------------------------------------------- fingerprints

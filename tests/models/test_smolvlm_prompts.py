@@ -209,14 +209,18 @@ def rewrite(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+SHOWN = "<image>{{ messages[0]['content'][-1]['text'] }}"
+ALTERNATE = "{{ raise_exception('roles must alternate') if messages | length > 1 }}"
+
+
 def test_what_the_template_refuses_is_the_requests_fault_and_its_words_stay_in_the_log(
     original: Callable[[str], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = copied(original("256m").folder, tmp_path)
-    rewrite(folder / "chat_template.json", chat_template="{{ raise_exception('roles must alternate') }}")
+    rewrite(folder / "chat_template.json", chat_template=SHOWN + ALTERNATE)
     prompts = open_family("smolvlm").open_prompt_format(folder)
     with pytest.raises(InvalidRequest, match="chat template refuses") as raised:
-        prompts.build([Message("user", (TextPart("x"),))])
+        prompts.build([Message("user", (TextPart("x"),)), Message("user", (TextPart("y"),))])
     assert "roles must alternate" not in raised.value.message
     assert "roles must alternate" in caplog.text
 
@@ -224,27 +228,32 @@ def test_what_the_template_refuses_is_the_requests_fault_and_its_words_stay_in_t
 def test_a_template_that_leaves_pictures_out_is_noticed(original: Callable[[str], Any], tmp_path: Path) -> None:
     folder = copied(original("256m").folder, tmp_path)
     rewrite(folder / "chat_template.json", chat_template="Assistant:")
-    prompts = open_family("smolvlm").open_prompt_format(folder)
-    with pytest.raises(InvalidRequest, match="exactly once"):
-        prompts.build([Message("user", (ImagePart(ImageRef("0", 9, 9, 1, "image/png")),))])
+    with pytest.raises(CheckpointError, match="does not show what people write"):
+        open_family("smolvlm").open_prompt_format(folder)
+    rewrite(folder / "chat_template.json", chat_template="{{ messages[0]['content'][-1]['text'] }}")
+    with pytest.raises(CheckpointError, match="shows a picture as 0 tokens '<image>'"):
+        open_family("smolvlm").open_prompt_format(folder)
 
 
 def test_where_the_template_is_looked_for(original: Callable[[str], Any], tmp_path: Path) -> None:
     folder = copied(original("256m").folder, tmp_path)
-    question = [Message("user", (TextPart("x"),))]
+    question = [Message("user", (ImagePart(ImageRef("0", 9, 9, 1, "image/png")), TextPart(" template")))]
 
     def rendered() -> str:
         prompts = open_family("smolvlm").open_prompt_format(folder)
         return prompts.decode(prompts.build(question).token_ids)
 
-    rewrite(folder / "tokenizer_config.json", chat_template=[{"name": "default", "template": "third"}])
-    rewrite(folder / "chat_template.json", chat_template="second")
-    (folder / "chat_template.jinja").write_text("first")
-    assert rendered() == "first"
+    rewrite(
+        folder / "tokenizer_config.json",
+        chat_template=[{"name": "default", "template": SHOWN.replace(">", ">third", 1)}],
+    )
+    rewrite(folder / "chat_template.json", chat_template=SHOWN.replace(">", ">second", 1))
+    (folder / "chat_template.jinja").write_text(SHOWN.replace(">", ">first", 1))
+    assert rendered().endswith("first template")
     (folder / "chat_template.jinja").unlink()
-    assert rendered() == "second"
+    assert rendered().endswith("second template")
     (folder / "chat_template.json").unlink()
-    assert rendered() == "third"
+    assert rendered().endswith("third template")
     rewrite(folder / "tokenizer_config.json", chat_template=[{"name": "tools", "template": "x"}])
     with pytest.raises(CheckpointError, match="none named default"):
         rendered()

@@ -160,7 +160,8 @@ def test_an_answer_that_runs_into_the_template(tiny_llava: TinyLlava, tmp_path: 
 
 def test_a_template_that_drops_answers(tiny_llava: TinyLlava, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_llava(), tmp_path / "deaf"))
-    template = "{% for message in messages if message.role == 'user' %}<image>{% endfor %}ASSISTANT:"
+    said = "<image>{{ message.content[-1].text }}"
+    template = f"{{% for message in messages if message.role == 'user' %}}{said}{{% endfor %}}ASSISTANT:"
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     with pytest.raises(CheckpointError, match="does not part answers from prompts"):
         builder_of(folder)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
+import shutil
+import weakref
 from collections.abc import AsyncIterator, Callable
 from io import BytesIO
 from pathlib import Path
@@ -122,6 +125,32 @@ async def test_after_a_restart_the_other_model_finds_the_features_on_disk(open_m
 async def test_other_dtypes_are_other_features(open_models: Open) -> None:
     opened = open_models(qwen={"generator": {"dtype": "bfloat16"}})
     assert [(await opened.look(model)).source for model in ("vicuna", "qwen")] == ["tower", "tower"]
+
+
+def test_no_more_than_one_copy_too_many_is_held(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`qwen` and `again` have the tower of `vicuna`: a second copy is gone before the third is read."""
+    from deployments.models import llava
+    from deployments.vision_encoder.towers import load_towers
+
+    open_tower, alive, held = llava.open_llava_tower, weakref.WeakSet[Any](), list[int]()
+
+    def watched(*args: Any) -> Any:
+        gc.collect()
+        held.append(len(alive))
+        alive.add(tower := open_tower(*args))
+        return tower
+
+    monkeypatch.setattr(llava, "open_llava_tower", watched)
+    again = shutil.copytree(folders["qwen"], tmp_path / "again")
+    models = [
+        {"name": name, "family": "llava", "checkpoint": str(folder)}
+        for name, folder in {**folders, "again": again, "more": shutil.copytree(again, tmp_path / "more")}.items()
+    ]
+    loaded = load_towers(parse_config({"models": models, "data_dir": str(tmp_path), "device": "cpu"}))
+    assert held == [0, 1, 1, 2, 2], "vicuna, then qwen's copy is dropped; `other` is kept, the two copies are not"
+    assert loaded["vicuna"] is loaded["qwen"] is loaded["again"] is loaded["more"] is not loaded["other"]
 
 
 async def test_the_log_says_who_shares_with_whom(open_models: Open, caplog: pytest.LogCaptureFixture) -> None:
