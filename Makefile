@@ -12,7 +12,8 @@ serve-fake: $(READY)  ## whole graph and page in one process without Ray or torc
 	$(BIN)/retina serve --in-process --config configs/fake.yaml
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not cluster"
+	$(BIN)/python -m pytest -m cluster
 
 test-fast: $(READY)  ## those that need neither torch nor Ray
 	$(BIN)/python -m pytest -m "not torch and not ray and not cluster"

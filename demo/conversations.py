@@ -88,6 +88,17 @@ class Talker:
             course.exchanges.append(self.exchange(course, self._kind(course), picture))
         return course.exchanges
 
+    def shown(self, picture: int, described_share: float, named_share: float) -> list[Exchange]:
+        """A conversation about a picture from its first turn on: two questions, between them perhaps a name."""
+        course = self._course(picture)
+        is_described = course.scene is not None and self.rng.random() < described_share
+        kinds = ["describe"] if is_described else [self._kind(course)]
+        kinds += ["name told"] if self.rng.random() < named_share else []
+        course.exchanges += [self.exchange(course, kind, None if turn else picture) for turn, kind in enumerate(kinds)]
+        for kind in (self._kind(course), *["name asked"] * (course.name is not None)):
+            course.exchanges.append(self.exchange(course, kind, None))
+        return course.exchanges
+
     def introduction(self) -> list[Exchange]:
         """The README's conversation: a name, is it remembered, a picture, the same again, and what may follow."""
         course = Course()

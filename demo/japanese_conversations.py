@@ -33,6 +33,11 @@ class BilingualTalker(Talker):
         self._choose()
         return super().conversation(length)
 
+    def shown(self, picture: int, described_share: float, named_share: float) -> list[Exchange]:
+        """A conversation about a picture that begins in either language."""
+        self._choose()
+        return super().shown(picture, described_share, named_share)
+
     def introduction(self) -> list[Exchange]:
         """The README's conversation in either language."""
         self._choose()

@@ -10,7 +10,8 @@ from conversations import Exchange, Talker
 from PIL import Image
 from pool import Pool
 
-DESCRIBED_SHARE = 0.6  # of the pictures are described first; all get a question of any kind
+DESCRIBED_SHARE = 0.6  # of the pictures are described first, the others get a question of any kind
+NAMED_SHARE = 0.5  # of the conversations tell a name as well: a projector that never saw one would blot it out
 
 
 def write_pairs(folder: Path, pool: Pool, talker: Talker, pictures: Iterable[int]) -> None:
@@ -24,8 +25,7 @@ def write_pairs(folder: Path, pool: Pool, talker: Talker, pictures: Iterable[int
 def _pair(folder: Path, pool: Pool, talker: Talker, picture: int) -> dict[str, object]:
     name = f"{picture:05}.png"
     Image.fromarray(pool.pixels[picture].permute(1, 2, 0).numpy()).save(folder / name)
-    is_described = talker.scenes[picture] is not None and talker.rng.random() < DESCRIBED_SHARE
-    exchanges = [talker.single(picture, "describe" if is_described else None), talker.single(picture)]
+    exchanges = talker.shown(picture, DESCRIBED_SHARE, NAMED_SHARE)
     return {"image": name, "conversations": [turn for exchange in exchanges for turn in _turns(exchange)]}
 
 

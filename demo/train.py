@@ -33,7 +33,7 @@ RECIPES = {
     "smolvlm": Recipe("smolvlm_recipe", 2500, 3600),
     "qwen2_vl": Recipe("qwen2_vl_recipe", 1500, 1900),
     "llava": Recipe("llava_recipe", 400, 1350),
-    "llava_qwen2": Recipe("llava_recipe", 0, 850),
+    "llava_qwen2": Recipe("llava_recipe", 0, 1100),
     "moondream": Recipe("moondream_recipe", 0, 4300),
 }
 
@@ -48,7 +48,7 @@ def parse_options() -> tuple[Options, int]:
     parser.add_argument("--checkpoints", type=Path, default=Path("demo/checkpoints"), help="of the models made before")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="take 1 where other programs run, else all cores")
-    parser.add_argument("--pictures", type=int, default=65536)
+    parser.add_argument("--pictures", type=int, default=40960)
     parser.add_argument("--tower-steps", type=int)
     parser.add_argument("--language-steps", type=int)
     given = parser.parse_args()

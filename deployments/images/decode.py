@@ -37,7 +37,10 @@ logger = logging.getLogger(__name__)
 
 
 def decode_picture(data: bytes, limits: ImageConfig) -> Image.Image:
-    """RGB, upright, transparency on white. Raises UnsupportedImage, ImageTooLarge, InvalidImage."""
+    """RGB, upright, transparency on white. Raises UnsupportedImage, ImageTooLarge, InvalidImage.
+
+    What changes these pixels raises PIXELS_VERSION in models/image_processor.py.
+    """
     format = sniff(data, limits.formats)
     with reading(format.name), open_header(data, format, limits) as picture:
         read_pixels(picture)

@@ -21,7 +21,7 @@ def resize_middle(picture: Image.Image, edge: int, side: int, resample: int) -> 
     Other pictures come back as they are.
     """
     short, long = sorted(picture.size)
-    if long <= THIN * short:
+    if long <= THIN * short or edge <= short:  # what shrinks as a whole takes no memory that it had not before
         return picture
     picture = _without_far_ends(picture)
     width, height = picture.size
@@ -31,7 +31,8 @@ def resize_middle(picture: Image.Image, edge: int, side: int, resample: int) -> 
     kept += (length - kept) % 2
     first = (length - kept) // 2
     method = Image.Resampling(resample)
-    # Pillow resizes rows first and columns then, so that both passes are the same one by one.
+    # Pillow stretches rows first and columns then, so that both passes are the same one by one. (Where it shrinks, the
+    # order hangs on the sizes.)
     if width > height:
         return (
             picture.resize((length, height), method).crop((first, 0, first + kept, height)).resize((kept, edge), method)

@@ -12,7 +12,11 @@ from deployments.types import Skill
 
 def config(*families: str, default: str | None = None) -> RetinaConfig:
     """Models named by their families and places: smolvlm0, moondream1."""
-    models = [{"name": f"{family}{n}", "family": family, "checkpoint": "folder"} for n, family in enumerate(families)]
+    checkpoints = {"fake": ""}
+    models = [
+        {"name": f"{family}{n}", "family": family, "checkpoint": checkpoints.get(family, "folder")}
+        for n, family in enumerate(families)
+    ]
     return parse_config({"models": models, "default_model": default})
 
 

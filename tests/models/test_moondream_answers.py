@@ -140,8 +140,8 @@ def test_features(checkpoint: Any, about: Any, row: Any) -> None:
     assert pixels.tensors["tiling"].tolist() == row["tiling"]
     assert len(pixels.tensors["crops"]) == 1 + row["tiling"][0] * row["tiling"][1]
     features = opened.features(row["picture"])
-    assert [round(value, 6) for value in features[0, :4].tolist()] == row["features"]["head"]
-    # Exact on the machine that recorded them; another CPU may add in another order.
+    # Exact with one thread on the machine that recorded them; others may add in another order.
+    assert features[0, :4].tolist() == pytest.approx(row["features"]["head"], abs=1e-5)
     assert features.double().sum().item() == pytest.approx(row["features"]["sum"], abs=1e-2)
     assert features.double().abs().sum().item() == pytest.approx(row["features"]["abs"], abs=1e-2)
 
