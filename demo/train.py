@@ -33,7 +33,7 @@ RECIPES = {
     "smolvlm": Recipe("smolvlm_recipe", 2500, 3600),
     "qwen2_vl": Recipe("qwen2_vl_recipe", 1500, 1900),
     "llava": Recipe("llava_recipe", 400, 1350),
-    "llava_qwen2": Recipe("llava_recipe", 0, 1100),
+    "llava_qwen2": Recipe("llava_recipe", 0, 1500),
     "moondream": Recipe("moondream_recipe", 0, 4300),
 }
 
