@@ -28,7 +28,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-demo: $(READY)  ## train the demo checkpoints from nothing, one after the other (about three hours on two cores)
+demo: $(READY)  ## train the demo checkpoints from nothing, one after the other; this takes hours (demo/README.md)
 	$(BIN)/python demo/train.py smolvlm --out demo/checkpoints/smolvlm --seed 0
 	$(BIN)/python demo/train.py qwen2_vl --out demo/checkpoints/qwen2_vl --seed 0
 	$(BIN)/python demo/train.py llava --out demo/checkpoints/llava --seed 0

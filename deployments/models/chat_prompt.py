@@ -5,6 +5,7 @@ Knows sizes of pictures, no pixels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Expansion:
     length: int  # of each run
 
 
-class ChatPromptFormat:
+class ChatPromptFormat(ABC):
     """PromptFormat of a family that says how a picture is expanded. Raises CheckpointError."""
 
     def __init__(
@@ -42,8 +43,8 @@ class ChatPromptFormat:
         self.repetition_penalty = defaults.repetition_penalty
         self.byte_token_ids = chat.byte_token_ids
 
-    def _expand(self, image: ImageRef) -> Expansion:
-        raise NotImplementedError
+    @abstractmethod
+    def _expand(self, image: ImageRef) -> Expansion: ...
 
     def build(self, messages: Sequence[Message], task: Task | None = None) -> Prompt:
         if task is not None:

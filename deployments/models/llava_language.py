@@ -31,7 +31,6 @@ LANGUAGES: Mapping[str, type[PreTrainedModel]] = {
 # `lm_head.weight` where the names inside transformers were written out.
 TO_LANGUAGE = {r"^language_model\.": "", r"^model\.language_model\.": "model."}
 TO_PROJECTOR = {r"^model\.multi_modal_projector\.": "multi_modal_projector."}
-PROJECTOR_PREFIX = "multi_modal_projector."  # of the projector's tensors on the hub
 
 
 class LlavaLanguage(CausalLanguage):

@@ -3,18 +3,13 @@ in any mix."""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import random
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from generator.letters import read
+from generator.watched import Answer, Watched, check_each_alone, check_in_a_crowd, open_watched
 
 from deployments.config import GeneratorConfig
 from deployments.types import (
@@ -28,6 +23,9 @@ from deployments.types import (
     SamplingParams,
     TextPart,
 )
+
+if TYPE_CHECKING:
+    from smolvlm_original import Original
 
 pytestmark = pytest.mark.torch
 VARIANTS = ("instruct", "256m", "smolvlm2")
@@ -71,9 +69,6 @@ def to_request(number: int) -> GenerateRequest:
     return GenerateRequest(f"r{number}", "tenant", tuple(messages), SamplingParams(max_new_tokens=MAX_NEW_TOKENS), 60)
 
 
-Answer = tuple[tuple[int, ...], str, int]  # token ids with the stop token; text; number of tokens without it
-
-
 class TowerEncoder:
     """A VisionEncoder that runs the family's own preprocessor and tower, one picture after the other."""
 
@@ -96,52 +91,20 @@ class TowerEncoder:
         return {}
 
 
-class Original:
-    """The checkpoint as transformers runs it: its processor, its whole model, its `generate`."""
-
-    def __init__(self, folder: Path) -> None:
-        import tiny_checkpoints
-        import torch
-        from transformers import (
-            AutoImageProcessor,
-            AutoModelForImageTextToText,
-            Idefics3Processor,
-            TokenizersBackend,
-        )
-
-        self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-        config = self._model.config
-        patches = config.vision_config.image_size // config.vision_config.patch_size
-        # Idefics3Processor for all three: SmolVLMProcessor cannot be made without torchvision.
-        self._processor = Idefics3Processor(
-            AutoImageProcessor.from_pretrained(folder, backend="pil"),
-            TokenizersBackend.from_pretrained(folder),
-            image_seq_len=(patches // config.scale_factor) ** 2,
-            chat_template=tiny_checkpoints.CHAT_TEMPLATE,
-        )
-
-    def answer(self, number: int) -> Answer:
-        import torch
-
-        turns = [
-            {
-                "role": "assistant" if turn % 2 else "user",
-                "content": [
-                    {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts
-                ],
-            }
-            for turn, parts in enumerate(QUESTIONS[number])
-        ]
-        pictures = [make_picture(part) for parts in QUESTIONS[number] for part in parts if isinstance(part, int)]
-        text = self._processor.apply_chat_template(turns, add_generation_prompt=True)
-        inputs = self._processor(text=text, images=pictures or None, return_tensors="pt")
-        with torch.inference_mode():
-            output = self._model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
-        ids = output[0, inputs["input_ids"].shape[1] :].tolist()
-        stop = self._model.generation_config.eos_token_id
-        shown = ids[:-1] if ids[-1] in (stop if isinstance(stop, list) else [stop]) else ids
-        # The engine leaves out white space before the answer, see AnswerText.
-        return tuple(ids), self._processor.tokenizer.decode(shown, skip_special_tokens=True).lstrip(), len(shown)
+def answer_of(original: Original, number: int) -> Answer:
+    turns: list[dict[str, object]] = [
+        {
+            "role": "assistant" if turn % 2 else "user",
+            "content": [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts
+            ],
+        }
+        for turn, parts in enumerate(QUESTIONS[number])
+    ]
+    pictures = [make_picture(part) for parts in QUESTIONS[number] for part in parts if isinstance(part, int)]
+    ids = original.answer(turns, pictures, MAX_NEW_TOKENS)
+    # The engine leaves out white space before the answer, see AnswerText.
+    return tuple(ids), original.processor.tokenizer.decode(ids, skip_special_tokens=True).lstrip()
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -152,66 +115,22 @@ def folder(request: pytest.FixtureRequest, tiny_checkpoint: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> list[Answer]:
+    from smolvlm_original import Original
+
     original = Original(folder)
-    return [original.answer(number) for number in range(len(QUESTIONS))]
-
-
-@dataclass
-class Watched:
-    """An engine, and the token ids that its runner chose for each request."""
-
-    engine: Any
-    ids: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    numbers: Iterator[int] = field(default_factory=itertools.count)
-
-    def __post_init__(self) -> None:
-        runner = self.engine._worker.runner
-        step = runner.step
-
-        def recording_step(sequences: Any) -> Any:
-            made = step(sequences)
-            for sequence, token_id in made.tokens:
-                self.ids[sequence.request_id].append(token_id)
-            return made
-
-        runner.step = recording_step
-
-    async def ask(self, number: int) -> Answer:
-        request_id = f"asked-{next(self.numbers)}"  # the same is asked more than once
-        answer = await read(self.engine.stream(replace(to_request(number), request_id=request_id)))
-        assert answer.last.usage is not None
-        return tuple(self.ids[request_id]), answer.text, answer.last.usage.completion_tokens
+    return [answer_of(original, number) for number in range(len(QUESTIONS))]
 
 
 @pytest.fixture(params=["batch", "simple"])
 def watched(request: pytest.FixtureRequest, folder: Path) -> Iterator[Watched]:
-    from deployments.generator.engine import Engine
-    from deployments.models.registry import open_family
-
-    family = open_family("smolvlm")
-    prompts, language = family.open_prompt_format(folder), family.open_language(folder, "cpu", "float32")
     config = GeneratorConfig(mode=request.param, num_slots=5, prefill_chunk_tokens=96, max_context_tokens=1024)
-    engine = Engine(language, prompts, TowerEncoder(folder), config)
-    yield Watched(engine)
-    idle, problems = engine.wait_idle(20), engine.check()
-    engine.close()
-    assert idle
-    assert problems == ()
+    with open_watched("smolvlm", folder, TowerEncoder(folder), config) as opened:
+        yield opened
 
 
 async def test_each_alone(watched: Watched, expected: list[Answer]) -> None:
-    assert [await watched.ask(number) for number in range(len(QUESTIONS))] == expected
-    assert len({ids for ids, _, _ in expected}) == len(expected), "the questions should be told apart by their answers"
+    await check_each_alone(watched, [to_request(number) for number in range(len(QUESTIONS))], expected)
 
 
 async def test_in_a_batch_that_others_join_and_leave(watched: Watched, expected: list[Answer]) -> None:
-    chance = random.Random(3)
-    order = list(range(len(QUESTIONS))) * 2
-    chance.shuffle(order)
-    tasks = []
-    for number in order:
-        tasks.append(asyncio.create_task(watched.ask(number)))
-        leaver = watched.engine.stream(to_request(chance.randrange(len(QUESTIONS))))
-        await anext(leaver)
-        await leaver.aclose()
-    assert await asyncio.gather(*tasks) == [expected[number] for number in order]
+    await check_in_a_crowd(watched, [to_request(number) for number in range(len(QUESTIONS))], expected)

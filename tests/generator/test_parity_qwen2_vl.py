@@ -4,16 +4,14 @@ answers equal transformers' full model token for token, alone and in any mix."""
 from __future__ import annotations
 
 import asyncio
-import random
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from generator.letters import read
+from generator.watched import Answer, Watched, check_each_alone, check_in_a_crowd, open_watched
 
 from deployments.config import GeneratorConfig
 from deployments.errors import InvalidImage
@@ -53,7 +51,6 @@ QUESTIONS: tuple[tuple[tuple[str | int, ...], ...], ...] = (
     (("Tell me about 2024, or 日本, or 🙂.",),),
     ((2, "One.", 2), ("Two.",), ("Three.", 1), ("Four.",), ("Five?",)),
 )
-Answer = tuple[tuple[int, ...], str]  # token ids with the stop token; text
 
 
 def make_picture(index: int) -> Any:
@@ -126,67 +123,19 @@ def expected(original: Original) -> list[Answer]:
     return [answer_of(original, question) for question in QUESTIONS]
 
 
-@dataclass
-class Watched:
-    """An engine, and the token ids that its runner chose for each request."""
-
-    engine: Any
-    ids: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-
-    def __post_init__(self) -> None:
-        runner = self.engine._worker.runner
-        step = runner.step
-
-        def recording_step(sequences: Any) -> Any:
-            made = step(sequences)
-            for sequence, token_id in made.tokens:
-                self.ids[sequence.request_id].append(token_id)
-            return made
-
-        runner.step = recording_step
-
-    async def ask(self, request: GenerateRequest) -> Answer:
-        request = replace(request, request_id=f"asked-{len(self.ids)}-{id(request)}")  # the same is asked again
-        self.ids[request.request_id] = []
-        answer = await read(self.engine.stream(request))
-        return tuple(self.ids[request.request_id]), answer.text
-
-
 @pytest.fixture(params=["batch", "simple"])
 def watched(request: pytest.FixtureRequest, original: Original) -> Iterator[Watched]:
-    from deployments.generator.engine import Engine
-    from deployments.models.registry import open_family
-
-    family = open_family("qwen2_vl")
-    prompts, language = (
-        family.open_prompt_format(original.folder),
-        family.open_language(original.folder, "cpu", "float32"),
-    )
     config = GeneratorConfig(mode=request.param, num_slots=5, prefill_chunk_tokens=96, max_context_tokens=1024)
-    engine = Engine(language, prompts, TowerEncoder(original.folder), config)
-    yield Watched(engine)
-    idle, problems = engine.wait_idle(20), engine.check()
-    engine.close()
-    assert idle
-    assert problems == ()
+    with open_watched("qwen2_vl", original.folder, TowerEncoder(original.folder), config) as opened:
+        yield opened
 
 
 async def test_each_alone(watched: Watched, expected: list[Answer]) -> None:
-    assert [await watched.ask(to_request(number)) for number in range(len(QUESTIONS))] == expected
-    assert len({ids for ids, _ in expected}) == len(expected), "the questions should be told apart by their answers"
+    await check_each_alone(watched, [to_request(number) for number in range(len(QUESTIONS))], expected)
 
 
 async def test_in_a_batch_that_others_join_and_leave(watched: Watched, expected: list[Answer]) -> None:
-    chance = random.Random(3)
-    order = list(range(len(QUESTIONS))) * 2
-    chance.shuffle(order)
-    tasks = []
-    for number in order:
-        tasks.append(asyncio.create_task(watched.ask(to_request(number))))
-        leaver = watched.engine.stream(to_request(chance.randrange(len(QUESTIONS))))
-        await anext(leaver)
-        await leaver.aclose()
-    assert await asyncio.gather(*tasks) == [expected[number] for number in order]
+    await check_in_a_crowd(watched, [to_request(number) for number in range(len(QUESTIONS))], expected)
 
 
 async def test_a_caption_in_japanese(watched: Watched, original: Original) -> None:
