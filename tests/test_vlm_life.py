@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,14 @@ print(model.query(PICTURE, "What color is the star?"))
     told, answer = done.stdout.splitlines()
     assert "forked" in told
     assert answer == "It is yellow."
+
+
+def test_what_a_loop_no_longer_takes_up_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the model is closed by another thread between the question and its first turn on the loop."""
+    model = SmolVLM(num_threads=1).load()
+    thread = model._load()._thread
+    model.close()
+    monkeypatch.setattr(thread, "_require_open", lambda: None)
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", lambda work, loop: (work.close(), Future())[1])
+    with pytest.raises(PartUnavailable, match="closed"):
+        thread.call(asyncio.sleep(0))

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Coroutine
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 END_WITHIN_S = 30.0  # of a graph that is closed at the end of the process
+LOOK_AGAIN_S = 1.0  # whether the thread still lives, while an answer is waited for
 
 
 class GraphThread:
@@ -57,6 +58,10 @@ class GraphThread:
             work.close()
             raise
         try:
+            # A loop that ended in this instant has no more turns for what was handed to it.
+            while not wait({future}, LOOK_AGAIN_S).done:
+                if not self._thread.is_alive():
+                    raise PartUnavailable("the model was closed")
             return future.result()
         except CancelledError as error:
             raise PartUnavailable("the model was closed") from error
