@@ -124,8 +124,8 @@ class Tasks:
             messages=(Message("user", (ImagePart(image),) if image is not None else ()),),
             sampling=self._sampling(model, asked),
             timeout_s=running.deadline.left_s,
-            # Whoever looks at a picture again meets the replica that has it in its prefix cache. Ids of pictures are
-            # keyed hashes, so the routing key is not a value that a client can choose.
+            # Tasks about one picture go to one replica. Ids of pictures are keyed hashes, so the routing key is not a
+            # value that a client can choose.
             session_key=image.id if image is not None else "",
             task=asked.task,
         )
