@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+BENCH := .venv/.bench
 
-.PHONY: serve serve-fake test test-fast check format demo clean
+.PHONY: serve serve-fake test test-fast bench check format demo clean
 
 serve: $(READY)  ## chat service on http://localhost:8000 over the demo checkpoints, under Ray
 	RAY_USAGE_STATS_ENABLED=0 $(BIN)/retina serve  # checks the machine's size, then: serve run configs/local.yaml
@@ -17,6 +18,11 @@ test: $(READY)  ## all tests
 
 test-fast: $(READY)  ## those that need neither torch nor Ray
 	$(BIN)/python -m pytest -m "not torch and not ray and not cluster"
+
+bench: $(BENCH)  ## short benchmarks of this machine: engine, vision, served graph beside transformers serve; 5 minutes
+	$(BIN)/python -m benchmarks.generator --batches 1,16 --positions 160 --generate-dtypes bfloat16
+	$(BIN)/python -m benchmarks.vision --short
+	$(BIN)/python -m benchmarks.graph --users 1,16 --scenario unique,repeat --tiles 1 --peer-dtypes float32
 
 check: $(READY)  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -46,3 +52,7 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --editable '.[dev]'
 	touch $(READY)
+
+$(BENCH): pyproject.toml $(READY)
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	touch $(BENCH)

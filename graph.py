@@ -13,6 +13,7 @@ from deployments.config import ReplicaConfig, RetinaConfig, parse_config, read_c
 from deployments.generator.deployment import GeneratorReplica
 from deployments.handles import cluster_now
 from deployments.ingress.deployment import Ingress
+from deployments.serve_settings import REPLICA_SETTINGS
 from deployments.session_router.deployment import SessionRouterReplica
 from deployments.vision_encoder.deployment import VisionEncoderReplica
 
@@ -91,7 +92,11 @@ def _deployment(
     return serve.deployment(
         replica_class,
         name=name,
-        ray_actor_options={"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus},
+        ray_actor_options={
+            "num_cpus": replica.num_cpus,
+            "num_gpus": replica.num_gpus,
+            "runtime_env": {"env_vars": dict(REPLICA_SETTINGS)},
+        },
         autoscaling_config=AutoscalingConfig(
             min_replicas=replica.min_replicas,
             max_replicas=replica.max_replicas,

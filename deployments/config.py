@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -93,13 +94,27 @@ class SessionRouterConfig(Section):
 class VisionEncoderConfig(Section):
     replica: ReplicaConfig = ReplicaConfig(num_cpus=0.5)
     num_threads: int = Field(1, ge=1, description="of torch, per replica")
-    preprocess_threads: int = Field(1, ge=1, description="that decode and resize pictures, per replica")
-    max_batch_images: int = Field(8, ge=1, description="pictures that go through a tower together")
-    max_batch_patches: int = Field(32_768, ge=1, description="their patches, all tiles; one picture may have more")
+    preprocess_threads: int | None = Field(
+        None,
+        ge=1,
+        description="that decode and resize pictures, per replica; null: replica.num_cpus, rounded up",
+    )
+    max_batch_images: int = Field(
+        8, ge=1, description="pictures that go through a tower together; twice as many are kept ready for it"
+    )
+    max_batch_patches: int = Field(
+        32_768,
+        ge=1,
+        description="that go through a tower together, of any pictures' tiles; on CPUs and in float32 each goes alone",
+    )
     max_waiting_images: int = Field(256, ge=1, description="waiting beyond that: 503")
     memory_cache_bytes: int = Field(256_000_000, ge=0, description="of features in memory, per replica")
     disk_cache_bytes: int = Field(2_000_000_000, ge=0, description="0: no disk level")
     timeout_s: float = Field(30, gt=0, description="for one picture, waiting included")
+
+    @property
+    def num_preprocess_threads(self) -> int:
+        return self.preprocess_threads or max(1, math.ceil(self.replica.num_cpus))
 
 
 class GeneratorConfig(Section):
@@ -107,13 +122,28 @@ class GeneratorConfig(Section):
 
     replica: ReplicaConfig = ReplicaConfig(num_cpus=1.0)
     mode: Literal["batch", "simple"] = Field("batch", description="simple: one request at a time, the slow twin")
-    dtype: Dtype = Field("auto", description="auto: float32 on CPU; on CUDA bfloat16 where native, else float16")
+    dtype: Dtype = Field(
+        "auto", description="auto: bfloat16 where the device computes it natively, else float32 (CPU), float16 (CUDA)"
+    )
     num_threads: int = Field(1, ge=1, description="of torch, per replica")
     num_slots: int = Field(16, ge=1, description="requests that decode together")
     max_context_tokens: int = Field(
         2048, ge=16, description="per slot, prompt and answer; a checkpoint's lower limit wins"
     )
     prefill_chunk_tokens: int = Field(512, ge=16, description="prompt tokens computed between two decode steps")
+    cuda_graphs: bool = Field(True, description="on CUDA: decode steps are captured and replayed; false: for debugging")
+    kv_cache_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="of K and V in all: as many slots as fit, then remembered beginnings; null: no bound but num_slots "
+        "and prefix_cache_bytes",
+    )
+    kv_cache_share: float | None = Field(
+        None, gt=0, lt=1, description="the same as a share of the GPU memory that is free once the weights are loaded"
+    )
+    prefix_cache_bytes: int = Field(
+        256_000_000, ge=0, description="of K and V that are remembered for requests with the same beginning; 0: none"
+    )
     max_waiting_requests: int = Field(128, ge=0, description="waiting for a slot beyond that: 503")
     max_new_tokens: int = Field(512, ge=1, description="a request may ask for at most this many")
     default_new_tokens: int = Field(256, ge=1, description="when a request does not say")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from deployments.types import (
+    Alternative,
     Box,
     CaptionTask,
     Chunk,
@@ -18,6 +21,7 @@ from deployments.types import (
     PointTask,
     QueryTask,
     Task,
+    TokenLogprob,
 )
 
 MAX_FOUND = 5
@@ -32,8 +36,11 @@ def answer(request: GenerateRequest) -> tuple[list[Chunk], FinishReason]:
     else:
         thoughts = [Chunk("", 1, thought=word) for word in _words(_thought(task, image))]
         chunks = [*thoughts, *(Chunk(word, 1) for word in _words(_cut(_text(request, image), request.sampling.stop)))]
-    limit = request.sampling.max_new_tokens
-    return chunks[:limit] or [Chunk("", 1)], "length" if len(chunks) > limit else "stop"
+    limit, number = request.sampling.max_new_tokens, request.sampling.num_logprobs
+    given = chunks[:limit] or [Chunk("", 1)]
+    if number is not None:
+        given = [replace(chunk, logprobs=(_logprob(chunk.thought + chunk.text, number),)) for chunk in given]
+    return given, "length" if len(chunks) > limit else "stop"
 
 
 def grounding(request: GenerateRequest, chunks: Sequence[Chunk]) -> tuple[Grounding, ...]:
@@ -116,6 +123,12 @@ def _words(text: str) -> list[str]:
         return []
     first, *others = text.split(" ")
     return [first, *(f" {word}" for word in others)]
+
+
+def _logprob(word: str, number: int) -> TokenLogprob:
+    """Half of the chances for the word itself, and half of what is left for each that it doubts more."""
+    doubts = [Alternative(index, word + "?" * index, -(index + 1) * math.log(2)) for index in range(max(number, 1))]
+    return TokenLogprob(doubts[0], tuple(doubts[:number]))
 
 
 # ------------------------------------------------------------------------------------- places

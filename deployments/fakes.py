@@ -42,9 +42,9 @@ class Gate:
 class FakeGenerator:
     """Says back the question and the picture's size, one word a chunk; finds what is nowhere, one place a chunk.
 
-    The same prompt always gets the same answer: temperature, top_p, top_k and seed change nothing. max_new_tokens
-    (words and places here), stop and the deadline are kept. With a vision encoder it asks for the picture's features
-    first.
+    The same prompt always gets the same answer: temperature, top_p, top_k, min_p, penalties and seed change nothing.
+    max_new_tokens (words and places here), stop, logprobs and the deadline are kept. With a vision encoder it asks for
+    the picture's features first.
     """
 
     def __init__(

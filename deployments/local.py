@@ -99,7 +99,7 @@ async def open_graph(config: RetinaConfig) -> AsyncIterator[Graph]:
         for model in config.models:
             generators[model.name] = await asyncio.to_thread(open_generator, config, model.name, encoder)
             _close_at_end(stack, generators[model.name])
-        turns = Turns(router, generators, config)
+        turns = Turns(router, generators, images, config)
         tasks = Tasks(generators, config, turns.metrics)
         parts = LocalParts(router, encoder, generators)
         yield Graph(config, turns, tasks, router, images, open_secret(data_dir), parts)

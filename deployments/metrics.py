@@ -18,10 +18,12 @@ METRICS: Mapping[str, str] = {
     "vision_encoder_requests": "encode requests, by source (tower, memory, disk, shared) or error",
     "vision_encoder_tower_images": "pictures that went through a tower",
     "vision_encoder_tower_batches": "tower calls",
+    "vision_encoder_tower_patches": "patches that went through a tower",
     "vision_encoder_cache_corrupt": "cache entries dropped because their checksum was wrong",
     "generator_requests": "requests, by outcome (stop, length, cancelled, deadline, rejected, failed)",
     "generator_cancelled": "cancelled requests, by stage (waiting, encode, prefill, decode)",
     "generator_prompt_tokens": "prompt tokens computed",
+    "generator_reused_tokens": "prompt tokens whose K and V were remembered",
     "generator_completion_tokens": "tokens generated",
     "generator_steps": "decode steps",
 }

@@ -17,6 +17,7 @@ FinishReason = Literal["stop", "length"]
 Skill = Literal["caption", "query", "detect", "point"]
 CaptionLength = Literal["short", "normal", "long"]
 FeatureSource = Literal["tower", "memory", "disk"]
+EncodeSource = FeatureSource | Literal["kv"]  # "kv": no features were needed, K and V of the picture were still there
 FeatureDtype = Literal["float32", "float16", "bfloat16"]
 Json = Mapping[str, object]
 
@@ -147,6 +148,7 @@ class ImageFeatures:
     dtype: FeatureDtype
     source: FeatureSource  # "tower": computed for this request (or one it shared), else the cache level that had it
     encode_ms: float  # spent inside vision_encoder for this request, waiting included
+    tower: str = ""  # fingerprint of the tower and of the preprocessing that made them
 
 
 class VisionEncoder(Protocol):
@@ -162,13 +164,17 @@ class VisionEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    temperature: float = 0.0  # 0 is greedy; top_p, top_k and seed then play no part
+    temperature: float = 0.0  # 0 is greedy; top_p, top_k, min_p and seed then play no part
     top_p: float = 1.0  # (0, 1]
     top_k: int = 0  # 0 keeps all
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()  # the answer ends before the first of these
     seed: int | None = None  # None draws a fresh one
     repetition_penalty: float | None = None  # of prompt and answer; None: the checkpoint's own, 1 is none
+    min_p: float = 0.0  # [0, 1]: tokens less probable than this share of the most probable one are ruled out
+    presence_penalty: float = 0.0  # [-2, 2], taken once off the logit of each token that the answer holds
+    frequency_penalty: float = 0.0  # [-2, 2], taken off as often as the answer holds the token
+    num_logprobs: int | None = None  # 0 to 20 alternatives reported beside each token; None: no log probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +186,7 @@ class GenerateRequest:
     timeout_s: float  # from arrival at the generator to the last token
     session_key: str = ""  # opaque affinity key: requests with equal keys go to one replica while it has room
     task: Task | None = None  # then `messages` is one user message with at most a picture; None: a conversation
+    priority: int = 0  # higher ones are begun first; equal ones in order of arrival
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +206,24 @@ class Timings:
     prefill_ms: float
     decode_ms: float  # first token to last token
     first_token_ms: float  # arrival to first token
-    encode_source: FeatureSource | None = None  # None without picture
+    encode_source: EncodeSource | None = None  # None without picture
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have been chosen."""
+
+    token_id: int
+    text: str  # by itself; what is no whole character shows as U+FFFD
+    logprob: float  # natural logarithm, of the model's own distribution: before temperature, filters and penalties
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The token that was chosen, and the most probable ones in its place."""
+
+    chosen: Alternative
+    top: tuple[Alternative, ...] = ()  # most probable first; `num_logprobs` of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +238,7 @@ class Chunk:
     thought: str = ""  # text that comes before the answer and is no part of it
     found: tuple[Box | Point, ...] = ()  # of a DetectTask, of a PointTask
     grounding: tuple[Grounding, ...] = ()  # of all thoughts
+    logprobs: tuple[TokenLogprob, ...] = ()  # of this chunk's tokens in order, if they were asked for
 
 
 class Generator(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self, Unpack
 
-from deployments.errors import ConfigError
+from deployments.errors import ConfigError, InvalidRequest
 from deployments.families import FAMILIES
 from deployments.in_process.answers import Answer, AnswerStream, finish
 from deployments.in_process.bridge import Pull
@@ -186,6 +186,8 @@ class VisionLanguageChatSystem(Loadable):
         """
         messages = to_messages(history, question)
         wish = to_wish(sampling)
+        if wish.num_logprobs is not None:
+            raise InvalidRequest("chat gives texts alone; caption and query have logprobs", "logprobs")
         if image is not None:
             messages = _show(self._model.add_image(image), messages)
         return _texts(self._model.ask(tuple(messages), wish))

@@ -12,6 +12,7 @@ import pytest
 
 from deployments.errors import CheckpointError, ConfigError, InvalidImage, InvalidRequest
 from deployments.in_process.inputs import read_picture, to_messages, to_wish
+from deployments.ingress.turn_types import SamplingWish
 from deployments.vlm import Answer, SmolVLM, VisionLanguageChatSystem
 
 pytestmark = pytest.mark.torch
@@ -88,7 +89,35 @@ def test_sampling_is_passed_on(smolvlm: SmolVLM) -> None:
     assert smolvlm.query(PICTURE, "What do you see?", stop=(" and",)) == "I see a blue square at the top left"
 
 
+def test_log_probabilities_say_the_answer(smolvlm: SmolVLM) -> None:
+    stream = smolvlm.query(PICTURE, "What do you see?", stream=True, logprobs=2)
+    assert "".join(stream) == SEEN
+    assert stream.answer is not None
+    answer = smolvlm.query(PICTURE, "What do you see?", logprobs=2)
+    for tokens in (answer.logprobs, stream.answer.logprobs):
+        assert tokens is not None
+        assert "".join(token.chosen.text for token in tokens).strip() == SEEN
+        assert len(tokens) == answer.usage.completion_tokens
+        assert all(token.top[0].token_id == token.chosen.token_id for token in tokens), "greedy takes the likeliest"
+        assert all(-1 < token.chosen.logprob <= 0 and len(token.top) == 2 for token in tokens), "it is sure of itself"
+    assert smolvlm.query(PICTURE, "What do you see?").logprobs is None
+
+
+def test_penalties_and_min_p_are_passed_on(smolvlm: SmolVLM) -> None:
+    drawn = [smolvlm.caption(PICTURE, temperature=2.0, seed=seed, min_p=1.0) for seed in range(3)]
+    assert drawn == [SEEN] * 3, "only the likeliest is left"
+    assert smolvlm.caption(PICTURE, repetition_penalty=9.0) != SEEN
+    penalties: list[Any] = [{}, {"presence_penalty": 2.0}, {"frequency_penalty": 2.0}]
+    assert len({smolvlm.caption(PICTURE, temperature=4.0, seed=7, **penalty) for penalty in penalties}) == 3
+
+
 def test_what_the_model_cannot_do_is_refused(smolvlm: SmolVLM) -> None:
+    with pytest.raises(InvalidRequest, match="logprobs is 21; it must be a whole number, 0 to 20"):
+        smolvlm.caption(PICTURE, logprobs=21)
+    with pytest.raises(InvalidRequest, match="chat gives texts alone"):
+        next(VisionLanguageChatSystem(smolvlm).chat(None, "Hello", logprobs=1))
+    with pytest.raises(InvalidRequest, match=r"min_p is 1\.5"):
+        smolvlm.caption(PICTURE, min_p=1.5)
     with pytest.raises(InvalidRequest, match="captions in en"):
         smolvlm.caption(PICTURE, language="ja")
     with pytest.raises(InvalidRequest, match="no reasoning"):
@@ -171,8 +200,10 @@ def test_inputs_that_are_none() -> None:
 
 def test_sampling_is_checked_and_not_guessed_at() -> None:
     assert to_wish({"temperature": 1, "seed": None}).temperature == 1
+    assert to_wish({"logprobs": 3, "repetition_penalty": None, "min_p": 0.5}) == SamplingWish(num_logprobs=3, min_p=0.5)
     assert [to_wish({"stop": stop}).stop for stop in ("ab", ["ab"], ("ab", "c"))] == [("ab",), ("ab",), ("ab", "c")]
     wrong: list[Any] = [{"temperature": "hot"}, {"temperature": True}, {"max_new_tokens": "5"}, {"stop": (3,)}]
+    wrong += [{"logprobs": True}, {"presence_penalty": None}, {"repetition_penalty": "1"}]
     for sampling in wrong:
         with pytest.raises(InvalidRequest, match=next(iter(sampling))):
             to_wish(sampling)

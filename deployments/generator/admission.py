@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**63 - 1
 MAX_REPETITION_PENALTY = 10.0
+MAX_PENALTY = 2.0  # of presence and frequency, either way
+MAX_LOGPROBS = 20
 
 
 def check_request(request: GenerateRequest, limits: GeneratorConfig) -> None:
@@ -30,14 +32,15 @@ def check_sampling(sampling: SamplingParams, limits: GeneratorConfig) -> None:
     _require_number("temperature", sampling.temperature, sampling.temperature >= 0, "a finite number, 0 or more")
     _require_number("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "more than 0 and at most 1")
     _require_whole("top_k", sampling.top_k, 0, None, "0 (keep all) or more")
+    _require_number("min_p", sampling.min_p, 0 <= sampling.min_p <= 1, "0 (keep all) to 1")
     most = limits.max_new_tokens
     _require_whole("max_new_tokens", sampling.max_new_tokens, 1, most, f"1 to {most}")
     if sampling.seed is not None:
         _require_whole("seed", sampling.seed, 0, MAX_SEED, f"0 to {MAX_SEED}")
     _check_stop(sampling.stop, limits)
-    if sampling.repetition_penalty is not None:
-        penalty, allowed = sampling.repetition_penalty, f"more than 0 and at most {MAX_REPETITION_PENALTY:g}"
-        _require_number("repetition_penalty", penalty, 0 < penalty <= MAX_REPETITION_PENALTY, allowed)
+    _check_penalties(sampling)
+    if sampling.num_logprobs is not None:
+        _require_whole("logprobs", sampling.num_logprobs, 0, MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}")
 
 
 def with_defaults(sampling: SamplingParams, prompts: PromptFormat) -> SamplingParams:
@@ -45,6 +48,15 @@ def with_defaults(sampling: SamplingParams, prompts: PromptFormat) -> SamplingPa
     if sampling.repetition_penalty is not None:
         return sampling
     return replace(sampling, repetition_penalty=prompts.repetition_penalty)
+
+
+def _check_penalties(sampling: SamplingParams) -> None:
+    both = {"presence_penalty": sampling.presence_penalty, "frequency_penalty": sampling.frequency_penalty}
+    for name, penalty in both.items():
+        _require_number(name, penalty, abs(penalty) <= MAX_PENALTY, f"{-MAX_PENALTY:g} to {MAX_PENALTY:g}")
+    if sampling.repetition_penalty is not None:
+        penalty, allowed = sampling.repetition_penalty, f"more than 0 and at most {MAX_REPETITION_PENALTY:g}"
+        _require_number("repetition_penalty", penalty, 0 < penalty <= MAX_REPETITION_PENALTY, allowed)
 
 
 def _check_stop(stop: tuple[str, ...], limits: GeneratorConfig) -> None:

@@ -51,6 +51,8 @@ class AnswerText:
         stop: Sequence[str],
         byte_token_ids: frozenset[int] = frozenset(),  # of the prompt format
     ) -> None:
+        self._decode = decode
+        self._token_texts: dict[int, str] = {}  # by id, of those that were asked for
         self._detokenizer = Detokenizer(decode, byte_token_ids)
         self._scanner = StopScanner(stop)
         self._has_begun = False  # a character that is not white space was seen
@@ -63,6 +65,15 @@ class AnswerText:
         """The held-back rest, and whether a stop string ended it."""
         text, stopped = self._scanner.push(self._begin(self._detokenizer.flush()))
         return (text, True) if stopped else (text + self._scanner.flush(), False)
+
+    def text_of(self, token_id: int) -> str:
+        """What one token shows by itself, the space before a word included; nothing for special tokens."""
+        text = self._token_texts.get(token_id)
+        if text is None:
+            # After itself: vocabularies that mark words by a space leave it out at the beginning of a text.
+            alone, twice = self._decode((token_id,)), self._decode((token_id, token_id))
+            text = self._token_texts[token_id] = twice.removeprefix(alone) if twice.endswith(alone) else alone
+        return text
 
     def _begin(self, text: str) -> str:
         if not self._has_begun:

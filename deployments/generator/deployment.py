@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator
@@ -17,9 +18,10 @@ from deployments.types import Chunk, GenerateRequest, Json
 
 
 class GeneratorReplica:
-    def __init__(self, config: RetinaConfig, model: str, encoder: DeploymentHandle) -> None:
+    async def __init__(self, config: RetinaConfig, model: str, encoder: DeploymentHandle) -> None:  # type: ignore[misc]
+        """Serve awaits this. In a thread: the loop that waits here is the one by which Serve reaches the replica."""
         configure_logging()
-        self._generator = open_generator(config, model, RayVisionEncoder(encoder))
+        self._generator = await asyncio.to_thread(open_generator, config, model, RayVisionEncoder(encoder))
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         async with contextlib.aclosing(self._generator.stream(request)) as chunks:

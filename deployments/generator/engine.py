@@ -14,21 +14,20 @@ from collections.abc import AsyncGenerator
 
 from deployments.config import GeneratorConfig, RetinaConfig
 from deployments.errors import DeadlineExceeded, Overloaded, PartUnavailable, RetinaError
-from deployments.generator.admission import check_request, with_defaults
-from deployments.generator.answer_text import AnswerText
-from deployments.generator.context import Fitted, fit_request
+from deployments.generator.admission import check_request
 from deployments.generator.loading import load_model
 from deployments.generator.modes import build_runner
-from deployments.generator.pictures import check_features, pictures_of, pull_features
+from deployments.generator.prefix_tree import NO_MATCH
 from deployments.generator.scheduler import estimate_retry_s
-from deployments.generator.sequence import Marks, Sequence, slowest_source
+from deployments.generator.sequence import Sequence
+from deployments.generator.sequence_builder import SequenceBuilder
 from deployments.generator.stream import AnswerStream
-from deployments.generator.thoughts import Thoughts
 from deployments.generator.ticket import Ticket
+from deployments.generator.token_mask import OpenMask
 from deployments.generator.worker import Worker
 from deployments.metrics import Metrics
 from deployments.models.family import LanguageModel, PromptFormat
-from deployments.types import Chunk, EncodeRequest, GenerateRequest, ImageFeatures, Json, VisionEncoder
+from deployments.types import Chunk, GenerateRequest, Json, VisionEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +44,20 @@ class Engine:
         *,
         model: str = "model",
         metrics: Metrics | None = None,
+        open_mask: OpenMask | None = None,
     ) -> None:
+        """`open_mask` says for a request which tokens its answer may hold; it is called in a thread and may raise
+        RetinaErrors."""
         self.model = model
         self.context_tokens = min(config.max_context_tokens, language.max_context_tokens)
         self.metrics = metrics or Metrics()
         self._language = language
-        self._prompts = prompts
-        self._encoder = encoder
         self._config = config
         self._numbers = itertools.count()
         self._live: set[Ticket] = set()
         runner = build_runner(language, config, self.context_tokens)
         self._worker = Worker(runner, prompts.stop_token_ids, self.metrics, model)
+        self._builder = SequenceBuilder(model, prompts, encoder, runner.prefix, self.context_tokens, open_mask)
 
     # ------------------------------------------------------------------ one request
 
@@ -136,9 +137,8 @@ class Engine:
     async def _prepare(self, ticket: Ticket) -> None:
         """Build the prompt, pull features, hand over; what goes wrong goes to the stream."""
         try:
-            sequence = await self._build_sequence(ticket)
-            ticket.sequence = sequence
-            self._worker.submit(sequence)
+            ticket.sequence = await self._builder.build(ticket)
+            self._submit(ticket.sequence)
         except RetinaError as error:
             ticket.stream.fail(error)
         except Exception as error:
@@ -147,46 +147,13 @@ class Engine:
             failure.__cause__ = error
             ticket.stream.fail(failure)
 
-    async def _build_sequence(self, ticket: Ticket) -> Sequence:
-        request = ticket.request
-        # It tokenizes: off the event loop.
-        fitted = await asyncio.to_thread(fit_request, request, self._prompts, self.context_tokens)
-        if num_dropped := len(request.messages) - len(fitted.messages):
-            logger.info("request %s: its %d oldest messages do not fit", request.request_id, num_dropped)
-        marks = Marks(ticket.arrived)
-        features = await self._encode(ticket, fitted, marks)
-        return Sequence(
-            number=ticket.number,
-            request_id=request.request_id,
-            prompt=fitted.prompt,
-            features=features,
-            encode_source=slowest_source(features.values()),
-            sampling=with_defaults(request.sampling, self._prompts),
-            max_new_tokens=fitted.max_new_tokens,
-            max_positions=self.context_tokens,
-            answer=AnswerText(self._prompts.decode, request.sampling.stop, self._prompts.byte_token_ids),
-            thoughts=Thoughts(self._prompts.decode, self._prompts.byte_token_ids),
-            stream=ticket.stream,
-            marks=marks,
-        )
-
-    async def _encode(self, ticket: Ticket, fitted: Fitted, marks: Marks) -> dict[str, ImageFeatures]:
-        """Features of all pictures by id."""
-        began, tenant = time.monotonic(), ticket.request.tenant
-        timeout_s = ticket.deadline - began
-        pictures = pictures_of(fitted.messages).values()
-        if not pictures:
-            return {}
-        ticket.is_encoding = True
+    def _submit(self, sequence: Sequence) -> None:
         try:
-            features = await pull_features(
-                self._encoder, [EncodeRequest(tenant, self.model, image, timeout_s) for image in pictures]
-            )
-        finally:
-            ticket.is_encoding = False
-        marks.encode_s = time.monotonic() - began
-        check_features(fitted.prompt, fitted.messages, features)
-        return features
+            self._worker.submit(sequence)
+        except PartUnavailable:  # so nobody is going to release it
+            self._builder.unpin(sequence.match)
+            sequence.match = NO_MATCH
+            raise
 
     # ------------------------------------------------------------------ the engine as a whole
 
@@ -206,6 +173,7 @@ class Engine:
             "running": [ticket.describe() for ticket in live],
             "last_plans": self._worker.log.last_plans(),
             "kv_cache_bytes": self._worker.runner.num_cache_bytes,
+            "prefix_cache": prefix.statistics() if (prefix := self._worker.runner.prefix) is not None else None,
             "tokens_per_s": round(self._worker.log.tokens_per_s(time.monotonic()), 1),
             "closing": self.closing,
             "metrics": self.metrics.snapshot(),

@@ -25,6 +25,7 @@ def embed_prompt(language: LanguageModel, sequence: Sequence, start: int, stop: 
         _lay_coordinates(embeddings[0], language, sequence, start)
     if stop == sequence.num_prompt_tokens:
         sequence.image_rows = None  # the last stretch: the K/V hold it all now
+        sequence.features.clear()  # not all were needed, if the K/V of more than was known were there
     return embeddings
 
 
@@ -41,13 +42,11 @@ def embed_next(language: LanguageModel, token_ids: torch.Tensor, batch: Sequence
 
 def _lay_images(embeddings: torch.Tensor, language: LanguageModel, sequence: Sequence, start: int) -> None:
     """Write rows of features into (S, D) `embeddings`, which begin at the prompt's index `start`."""
-    if not sequence.prompt.images:
-        return
-    if sequence.image_rows is None:
-        sequence.image_rows = _image_rows(language, sequence, embeddings.shape[-1])
     places = _image_places(sequence)
     first, last = np.searchsorted(places, (start, start + len(embeddings)))
     if first < last:
+        if sequence.image_rows is None:
+            sequence.image_rows = _image_rows(language, sequence, embeddings.shape[-1])
         index = torch.from_numpy(places[first:last] - start).to(language.device)
         embeddings[index] = sequence.image_rows[first:last].to(embeddings.dtype)
 
@@ -59,8 +58,9 @@ def _lay_coordinates(embeddings: torch.Tensor, language: LanguageModel, sequence
 
 
 def _image_places(sequence: Sequence) -> np.ndarray:
-    """(image_tokens,) indices into the prompt, ascending."""
-    return np.concatenate([np.arange(span.start, span.start + span.length) for span in sequence.prompt.images])
+    """(image_tokens,) indices into the prompt, ascending, of the pictures whose features were pulled."""
+    spans = [span for span in sequence.prompt.images if span.image_id in sequence.pulled]
+    return np.concatenate([np.arange(0), *(np.arange(span.start, span.start + span.length) for span in spans)])
 
 
 def _image_rows(language: LanguageModel, sequence: Sequence, width: int) -> torch.Tensor:
@@ -88,6 +88,8 @@ def _rows_by_span(pictures: dict[str, torch.Tensor], sequence: Sequence) -> Iter
     """Each span's rows. A picture that is shown again begins again at its first row."""
     taken = dict.fromkeys(pictures, 0)
     for span in sequence.prompt.images:
+        if span.image_id not in pictures:  # all of its K/V were there
+            continue
         rows = pictures[span.image_id]
         begin = taken[span.image_id] % len(rows)
         taken[span.image_id] += span.length

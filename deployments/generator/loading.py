@@ -30,5 +30,7 @@ def load_model(config: RetinaConfig, model: str) -> tuple[LanguageModel, PromptF
     folder = checkpoint_folder(spec)
     prompts = family.open_prompt_format(folder, prompt_options(spec))
     language = family.open_language(folder, device, dtype)
+    if generator.mode == "batch":
+        language.pack()
     logger.info("%s: language model of %s on %s in %s", model, folder, device, dtype)
     return language, prompts

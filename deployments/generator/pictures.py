@@ -19,6 +19,12 @@ def pictures_of(messages: Iterable[Message]) -> Mapping[str, ImageRef]:
     return {image.id: image for message in messages for image in message.images}
 
 
+def needed_pictures(prompt: Prompt, messages: Iterable[Message], num_reused: int) -> list[ImageRef]:
+    """Those that have places behind the first `num_reused` tokens, whose K/V are there."""
+    needed = {span.image_id for span in prompt.images if span.start + span.length > num_reused}
+    return [image for image_id, image in pictures_of(messages).items() if image_id in needed]
+
+
 async def pull_features(encoder: VisionEncoder, requests: Iterable[EncodeRequest]) -> dict[str, ImageFeatures]:
     """Features by picture id; the first error ends the other pulls, and so does a cancel."""
     pulls = {request.image.id: asyncio.create_task(_pull(encoder, request)) for request in requests}
@@ -34,7 +40,7 @@ async def _pull(encoder: VisionEncoder, request: EncodeRequest) -> ImageFeatures
 
 
 def check_features(prompt: Prompt, messages: Iterable[Message], features: Mapping[str, ImageFeatures]) -> None:
-    """Every picture must have as many rows of features as the prompt keeps places. Raises PartUnavailable.
+    """Every pulled picture must have as many rows of features as the prompt keeps places. Raises PartUnavailable.
 
     The two halves of a model count image tokens apart from each other; when they disagree, the parts run different
     preprocessing, and an answer would be about a garbled picture.
@@ -43,7 +49,8 @@ def check_features(prompt: Prompt, messages: Iterable[Message], features: Mappin
     places: Counter[str] = Counter()
     for span in prompt.images:
         places[span.image_id] += span.length
-    for image_id, count in shown.items():
+    for image_id in features:
+        count = shown[image_id]
         rows = len(features[image_id].array) * count
         if rows != places[image_id]:
             raise PartUnavailable(

@@ -1,8 +1,9 @@
 """Decides what the next step computes; values in, a Plan out. Knows no torch, no asyncio and no clock.
 
 The policy: everybody who decodes decodes in every step; beside that, at most `prefill_chunk_tokens` of prompt are
-computed, oldest request first, so a long prompt delays its neighbours by one chunk and never by its whole length. Only
-positions that see each other both ways are never parted; such a beginning may take several chunks at once.
+computed, by priority and oldest request first, so a long prompt delays its neighbours by one chunk and never by its
+whole length. Only positions that see each other both ways are never parted; such a beginning may take several chunks at
+once.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ class Row:
 
     number: int  # order of arrival
     num_prompt_tokens: int
-    num_prefilled: int
+    num_prefilled: int  # K/V that are there or need only be laid down
     slot: int | None  # None: waiting for one
     num_mutual: int = 0  # prompt tokens at the beginning that must be computed in one go
+    priority: int = 0  # higher ones are begun first
 
     @property
     def is_decoding(self) -> bool:
@@ -95,7 +97,8 @@ def _slot(row: Row) -> int:
 def _share_chunk(
     rows: Sequence[Row], slots: dict[int, int], num_slots: int, prefill_chunk_tokens: int
 ) -> tuple[Prefill, ...]:
-    """Give the chunk to the half-done prompt first, then to waiting ones in order of arrival while slots are free.
+    """Give the chunk to the half-done prompt first, then to waiting ones while slots are free: by priority, and among
+    equals in order of arrival.
 
     Each takes all it can, so after a step at most one prompt is half done. Who cannot begin with what is left ends the
     round: had a later one gone first, a long beginning could wait for ever.
@@ -104,7 +107,7 @@ def _share_chunk(
     unfinished = [row for row in rows if not row.is_decoding]
     prefills: list[Prefill] = []
     left = prefill_chunk_tokens
-    for row in sorted(unfinished, key=lambda row: (row.slot is None, row.number)):
+    for row in sorted(unfinished, key=_turn):
         length = _prefill_length(row, left, prefill_chunk_tokens)
         if length == 0 or (row.slot is None and not free):
             break
@@ -112,6 +115,10 @@ def _share_chunk(
         prefills.append(Prefill(row.number, slot, row.num_prefilled, length))
         left -= length
     return tuple(prefills)
+
+
+def _turn(row: Row) -> tuple[bool, int, int]:
+    return row.slot is None, -row.priority, row.number
 
 
 def _prefill_length(row: Row, left: int, prefill_chunk_tokens: int) -> int:

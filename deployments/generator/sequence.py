@@ -6,28 +6,37 @@ Knows no torch and no asyncio. After hand-over only the engine's thread changes 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from deployments.generator.answer_text import AnswerText
+from deployments.generator.prefix_tree import NO_MATCH, Content, Match
 from deployments.generator.thoughts import Thoughts
 from deployments.types import (
+    Alternative,
     Box,
     Chunk,
+    EncodeSource,
     FeatureSource,
     FinishReason,
     ImageFeatures,
     Point,
     SamplingParams,
     Timings,
+    TokenLogprob,
     Usage,
 )
 
 if TYPE_CHECKING:
     import torch
 
+    from deployments.generator.draws import Draws
+    from deployments.generator.logprobs import TokenScores
+    from deployments.generator.penalties import Discount
     from deployments.generator.repetition import Repetition
     from deployments.generator.stream import AnswerStream
+    from deployments.generator.token_mask import TokenMask
     from deployments.models.family import Prompt, Rules, Ruling
 
 Stage = Literal["waiting", "encode", "prefill", "decode"]
@@ -42,7 +51,7 @@ class Marks:
     prefill_began: float = 0.0
     first_token: float = 0.0
 
-    def timings(self, now: float, encode_source: FeatureSource | None) -> Timings:
+    def timings(self, now: float, encode_source: EncodeSource | None) -> Timings:
         return Timings(
             queue_ms=_ms(self.prefill_began - self.arrived - self.encode_s),
             encode_ms=_ms(self.encode_s),
@@ -63,7 +72,8 @@ class Sequence:
     request_id: str
     prompt: Prompt
     features: dict[str, ImageFeatures]  # by picture id; emptied once `image_rows` are made
-    encode_source: FeatureSource | None  # None without picture
+    pulled: frozenset[str]  # ids of the pictures whose features were needed
+    encode_source: EncodeSource | None  # None without picture
     sampling: SamplingParams  # with the checkpoint's repetition_penalty where the request has none
     max_new_tokens: int  # of the answer's text; what was asked for, cut to the context
     max_positions: int  # of the KV cache: the context
@@ -71,21 +81,31 @@ class Sequence:
     thoughts: Thoughts
     stream: AnswerStream  # where chunks go
     marks: Marks
+    priority: int = 0
+    contents: SequenceOf[Content] = ()  # of the prompt's tokens: what their K/V depend on
+    realm: str = ""  # K/V are shared within it
+    match: Match = NO_MATCH  # a pinned beginning, until it was laid down
+    match_version: int = 0  # of the memory of beginnings when `match` was looked up
     token_ids: list[int] = field(default_factory=list)  # chosen, what ended the answer left out
     next_token_id: int = 0  # goes into the model in the next step, unless there is a `next_embedding`
-    num_prefilled: int = 0  # prompt tokens whose K/V are there
+    num_prefilled: int = 0  # prompt tokens whose K/V are there, or pinned to be laid down
+    num_reused: int = 0  # of these, those that were not computed for this sequence
     slot: int | None = None  # of the KV cache; set by the runner
     is_dropped: bool = False  # set by the event loop: nobody reads any more
     is_finished: bool = False  # the last chunk was made
     image_rows: torch.Tensor | None = None  # (image_tokens, D) on the device, while prefill needs it
     next_embedding: torch.Tensor | None = None  # (D,), in place of a token's
-    rng: torch.Generator | None = None  # this sequence's own draws; set with the two below before the first pass
+    mask: TokenMask | None = None  # None: the model may say anything
+    rng: Draws | None = None  # this sequence's own chance; set with the three below before the first pass
     repetition: Repetition | None = None  # None: no penalty
+    discount: Discount | None = None  # None: no penalty
     rules: Rules | None = None  # None: tokens are text up to a stop token
+    scores: TokenScores | None = None  # of the token that was just chosen, if the request asked for log probabilities
     _num_answer_tokens: int = 0
     _num_unsent: int = 0  # tokens since the last chunk, their text is held back
     _unsent_thought: str = ""
     _unsent_found: tuple[Box | Point, ...] = ()
+    _unsent_logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -140,7 +160,7 @@ class Sequence:
     def let_go(self) -> None:
         """Forget what lies on the device; whoever reads the stream may hold this sequence for long."""
         self.image_rows = self.next_embedding = None
-        self.rng = self.repetition = self.rules = None
+        self.mask = self.rng = self.repetition = self.discount = self.rules = self.scores = None
 
     def _obey(self, token_id: int, ruling: Ruling, now: float) -> Chunk | None:
         if ruling.found is not None:
@@ -162,6 +182,14 @@ class Sequence:
     def _take(self, token_id: int) -> None:
         self.token_ids.append(token_id)
         self._num_unsent += 1
+        if self.scores is not None:
+            self._unsent_logprobs += (self._describe(token_id, self.scores),)
+            self.scores = None
+
+    def _describe(self, token_id: int, scores: TokenScores) -> TokenLogprob:
+        text_of = self.answer.text_of
+        top = tuple(Alternative(each, text_of(each), logprob) for each, logprob in scores.top)
+        return TokenLogprob(Alternative(token_id, text_of(token_id), scores.chosen), top)
 
     def _answer(self, token_id: int, now: float) -> Chunk | None:
         self._num_answer_tokens += 1
@@ -178,8 +206,14 @@ class Sequence:
         return self._last_chunk(text + rest, "stop" if is_stopped else reason, now)
 
     def _chunk(self, text: str) -> Chunk:
-        chunk = Chunk(text, self._num_unsent, thought=self._unsent_thought, found=self._unsent_found)
-        self._num_unsent, self._unsent_thought, self._unsent_found = 0, "", ()
+        chunk = Chunk(
+            text,
+            self._num_unsent,
+            thought=self._unsent_thought,
+            found=self._unsent_found,
+            logprobs=self._unsent_logprobs,
+        )
+        self._num_unsent, self._unsent_thought, self._unsent_found, self._unsent_logprobs = 0, "", (), ()
         return chunk
 
     def _last_chunk(self, text: str, reason: FinishReason, now: float) -> Chunk:
@@ -198,13 +232,14 @@ class Sequence:
         return Usage(
             prompt_tokens=self.num_prompt_tokens,
             image_tokens=self.prompt.num_image_tokens,
-            reused_tokens=0,
+            reused_tokens=self.num_reused,
             completion_tokens=len(self.token_ids),
         )
 
 
-def slowest_source(features: Iterable[ImageFeatures]) -> FeatureSource | None:
-    """Where the features came from; of several pictures the one that cost most. None without picture."""
+def slowest_source(prompt: Prompt, features: Iterable[ImageFeatures]) -> EncodeSource | None:
+    """Where the features came from; of several pictures the one that cost most. "kv" where none were needed, None
+    without picture."""
     sources = {item.source for item in features}
     order: tuple[FeatureSource, ...] = ("tower", "disk", "memory")
-    return next((source for source in order if source in sources), None)
+    return next((source for source in order if source in sources), "kv" if prompt.images else None)

@@ -21,6 +21,7 @@ from deployments.models.family import LanguageModel, Output
 class SimpleRunner:
     num_slots = 1
     num_cache_bytes = 0  # it grows and goes with each request
+    prefix = None
 
     def __init__(self, language: LanguageModel) -> None:
         self._language = language

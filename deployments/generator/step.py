@@ -11,6 +11,8 @@ from deployments.generator.sequence import Sequence
 if TYPE_CHECKING:
     import torch
 
+    from deployments.generator.prefix_cache import PrefixCache
+
 
 @dataclass(slots=True)
 class Step:
@@ -18,6 +20,7 @@ class Step:
     hidden: dict[Sequence, torch.Tensor] = field(default_factory=dict)  # (D,) behind the token, of those with rules
     failures: list[tuple[Sequence, Exception]] = field(default_factory=list)
     num_prefill_tokens: int = 0
+    num_reused_tokens: int = 0  # laid down from what was remembered
     num_decodes: int = 0
 
 
@@ -26,6 +29,11 @@ class Runner(Protocol):
 
     num_slots: int
     num_cache_bytes: int
+
+    @property
+    def prefix(self) -> PrefixCache | None:
+        """None: it remembers nothing."""
+        ...
 
     def step(self, sequences: SequenceOf[Sequence]) -> Step:
         """Compute the next tokens of some of `sequences`, which are in order of arrival.

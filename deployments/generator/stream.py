@@ -57,6 +57,7 @@ def merge(earlier: Chunk, later: Chunk) -> Chunk:
         num_tokens=earlier.num_tokens + later.num_tokens,
         thought=earlier.thought + later.thought,
         found=earlier.found + later.found,
+        logprobs=earlier.logprobs + later.logprobs,
     )
 
 

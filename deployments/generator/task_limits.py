@@ -76,7 +76,15 @@ def _check_greedy(task: DetectTask | PointTask, sampling: SamplingParams) -> Non
     skill = SKILL_OF[type(task)]
     if sampling.temperature != 0:
         raise InvalidRequest(f"temperature is {sampling.temperature}; {skill} is always greedy", "temperature")
-    if sampling.repetition_penalty not in (None, 1):
-        raise InvalidRequest(f"repetition_penalty plays no part in {skill}; leave it out", "repetition_penalty")
     if sampling.stop:
         raise InvalidRequest(f"{skill} gives no text that stop could end; leave it out", "stop")
+    idle = {
+        "repetition_penalty": sampling.repetition_penalty not in (None, 1),
+        "presence_penalty": sampling.presence_penalty != 0,
+        "frequency_penalty": sampling.frequency_penalty != 0,
+        "min_p": sampling.min_p != 0,
+        "logprobs": sampling.num_logprobs is not None,
+    }
+    for name, is_given in idle.items():
+        if is_given:
+            raise InvalidRequest(f"{name} plays no part in {skill}; leave it out", name)

@@ -154,6 +154,7 @@ class Worker:
             failures=len(step.failures),
         )
         self._metrics.count("generator_prompt_tokens", step.num_prefill_tokens)
+        self._metrics.count("generator_reused_tokens", step.num_reused_tokens)
         self._metrics.count("generator_completion_tokens", new_tokens)
         self._metrics.count("generator_steps", 1 if step.num_decodes else 0)
 

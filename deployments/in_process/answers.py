@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from deployments.in_process.bridge import Pull
 from deployments.ingress.task_types import TaskChunk, TaskEvent, TaskFinished, TaskReply
-from deployments.types import Grounding, Timings, Usage
+from deployments.types import Grounding, Timings, TokenLogprob, Usage
 
 
 class Answer(str):
@@ -21,13 +21,14 @@ class Answer(str):
 
     thought: str  # what the model said to itself before; "" without reasoning
     grounding: tuple[Grounding, ...]  # what the thoughts spoke of
+    logprobs: tuple[TokenLogprob, ...] | None  # of all tokens, if they were asked for
     usage: Usage
     timings: Timings
 
     @classmethod
     def from_reply(cls, reply: TaskReply) -> Answer:
         answer = cls(reply.text)
-        answer.thought, answer.grounding = reply.thought, reply.grounding
+        answer.thought, answer.grounding, answer.logprobs = reply.thought, reply.grounding, reply.logprobs
         answer.usage, answer.timings = reply.usage, reply.timings
         return answer
 

@@ -34,6 +34,11 @@ class Sampling(TypedDict, total=False):
     max_new_tokens: int | None
     stop: str | list[str] | tuple[str, ...]
     seed: int | None
+    min_p: float
+    repetition_penalty: float | None  # None, the default, is the checkpoint's own
+    presence_penalty: float
+    frequency_penalty: float
+    logprobs: int | None  # how many of the likeliest tokens to tell beside each one; None, the default: nothing
 
 
 @with_config(STRICT)
@@ -85,8 +90,9 @@ def to_wish(sampling: Sampling) -> SamplingWish:
         allowed = ", ".join(Sampling.__annotations__)
         raise InvalidRequest(f"unknown option {unknown[0]!r}; there is {allowed}", unknown[0])
     checked: dict[str, Any] = dict(_check(Sampling, sampling, None))
-    stop = checked.pop("stop", ())
-    return SamplingWish(**checked, stop=(stop,) if isinstance(stop, str) else tuple(stop))
+    stop, num_logprobs = checked.pop("stop", ()), checked.pop("logprobs", None)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    return SamplingWish(**checked, stop=stops, num_logprobs=num_logprobs)
 
 
 def to_messages(history: Sequence[Mapping[str, str]] | None, question: str) -> list[Message]:

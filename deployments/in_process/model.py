@@ -134,8 +134,9 @@ class Model(Loadable):
         """Describe a picture: the text, or with `stream` its pieces as they come.
 
         `length` is short, normal (the default) or long; `language` an ISO 639 code, "en" by default; `prompt` stands in
-        place of both. `sampling` takes temperature, top_p, top_k, max_new_tokens, stop and seed. Raises InvalidRequest
-        for a language that the model does not have, InvalidImage.
+        place of both. `sampling` takes temperature, top_p, top_k, min_p, seed, repetition_penalty, presence_penalty,
+        frequency_penalty, max_new_tokens, stop, and logprobs for the answer's `logprobs`. Raises InvalidRequest for a
+        language that the model does not have, InvalidImage.
         """
         if prompt is not None and (length is not None or language is not None):
             raise InvalidRequest("prompt replaces length and language; give it without them", "prompt")

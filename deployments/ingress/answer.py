@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from deployments.errors import PartUnavailable
-from deployments.ingress.deadline import Deadline
+from deployments.ingress.deadline import Deadline, Watch
 from deployments.types import Chunk, FinishReason, GenerateRequest, Generator, Timings, Usage
 
 E = TypeVar("E")
@@ -34,12 +34,16 @@ class Answer:
     def __init__(self, chunks: AsyncGenerator[Chunk, None], deadline: Deadline) -> None:
         self._chunks = chunks
         self._deadline = deadline
+        self._watch = Watch(at_s=deadline.at_s)
         self.has_begun = False
         self.is_whole = False
 
     async def next_chunk(self) -> Chunk:
         """Raises what the generator raises, DeadlineExceeded, and PartUnavailable when it stops half-way."""
-        chunk = await self._deadline.wait(anext(self._chunks, None))
+        try:
+            chunk = await self._watch.wait(self._pull)
+        except TimeoutError as error:
+            raise self._deadline.exceeded() from error
         if chunk is None:
             raise PartUnavailable("the generator stopped in the middle of the answer")
         self.has_begun = True
@@ -60,7 +64,11 @@ class Answer:
         except Exception:
             log.exception("a generator failed after its last chunk")
         finally:
+            self._watch.close()
             await self._close()
+
+    def _pull(self) -> Awaitable[Chunk | None]:
+        return anext(self._chunks, None)
 
     async def _close(self) -> None:
         try:

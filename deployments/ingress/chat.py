@@ -8,10 +8,11 @@ from starlette.responses import Response
 from deployments.ingress.connection import run_while_connected
 from deployments.ingress.form_body import Form, check_text, document_body, read_form
 from deployments.ingress.request_id import current_request_id
-from deployments.ingress.schemas import ChatReply, ChatRequest, ChunkEvent, StartEvent
+from deployments.ingress.schemas import ChatReply, ChatRequest, StartEvent
 from deployments.ingress.services import Given, Services
 from deployments.ingress.sse import EventStream, encode_event, open_events
 from deployments.ingress.tenants import Tenant
+from deployments.ingress.text_events import encode_piece
 from deployments.ingress.turns import TurnChunk, TurnEvent, TurnInput, TurnStarted
 
 router = APIRouter(tags=["chat"])
@@ -31,7 +32,8 @@ EXAMPLE_EVENTS = (
 )
 async def chat(request: Request, services: Given, tenant: Tenant) -> ChatReply | Response:
     """Ask. With `stream` the reply is server-sent events: `start`, one `chunk` per piece of text, and `done` with the
-    same object as the plain reply; or `error` as the last event, and then the session stays as it was.
+    same object as the plain reply; or `error` as the last event, and then the session stays as it was. With `logprobs`
+    each `chunk` has those of its tokens, and the reply has all.
 
     Fields that are unknown or given twice are refused. A client that leaves cancels its turn.
     """
@@ -67,5 +69,5 @@ def _encode(event: TurnEvent) -> bytes:
     if isinstance(event, TurnStarted):
         return encode_event("start", StartEvent(session_id=event.session_id, model=event.model))
     if isinstance(event, TurnChunk):
-        return encode_event("chunk", ChunkEvent(text=event.text))
+        return encode_piece("chunk", event.text, event.logprobs)
     return encode_event("done", ChatReply.from_turn(event.reply))

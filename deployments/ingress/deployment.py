@@ -38,13 +38,14 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         data_dir = Path(self._config.data_dir)
-        turns = Turns(self._router, self._generators, self._config)
+        images = open_image_store(self._config.images, data_dir)
+        turns = Turns(self._router, self._generators, images, self._config)
         return create_app(
             config=self._config,
             turns=turns,
             tasks=Tasks(self._generators, self._config, turns.metrics),
             archive=self._router,
-            images=open_image_store(self._config.images, data_dir),
+            images=images,
             secret=open_secret(data_dir),
             parts=RayParts(self._router, self._encoder, self._generators),
         )

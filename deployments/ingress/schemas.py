@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
-from deployments.ingress.turns import SamplingWish, TurnReply
+from deployments.ingress.body import Body
+from deployments.ingress.sampling_schemas import Logprobs, SamplingFields, to_bodies
+from deployments.ingress.turns import TurnReply
 from deployments.types import (
-    FeatureSource,
+    EncodeSource,
     FinishReason,
     ImageRef,
     Message,
@@ -19,44 +21,9 @@ from deployments.types import (
     Usage,
 )
 
-
-def _as_list(given: object) -> object:
-    return [given] if isinstance(given, str) else given
-
-
 STREAM = "Answer with server-sent events. The Accept header plays no part."
-Stop = Annotated[str, Field(min_length=1)]
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 # ------------------------------------------------------------------------------------- what answers have in common
 # pydantic lists the fields of the last base class first.
-
-
-class SamplingFields(Body):
-    temperature: float = Field(0.0, ge=0, le=2, allow_inf_nan=False, description="0 always takes the likeliest token.")
-    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
-    top_k: int = Field(0, ge=0, le=1_000_000, description="0 keeps all tokens.")
-    max_new_tokens: int | None = Field(None, ge=1, description="Left out: the model's default.")
-    stop: Annotated[list[Stop], BeforeValidator(_as_list)] = Field(
-        default=[],
-        description="The answer ends before the first of these. The model's settings say how many and how long they "
-        "may be. In forms: repeat it.",
-    )
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Makes answers with a temperature repeatable.")
-
-    def to_sampling(self) -> SamplingWish:
-        return SamplingWish(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            max_new_tokens=self.max_new_tokens,
-            stop=tuple(self.stop),
-            seed=self.seed,
-        )
 
 
 class UsageBody(Body):
@@ -78,7 +45,7 @@ class TimingsBody(Body):
     prefill_ms: float
     decode_ms: float = Field(description="First token to last token.")
     first_token_ms: float
-    encode_source: FeatureSource | None = Field(description="Where the features came from; null without picture.")
+    encode_source: EncodeSource | None = Field(description="Where the features came from; null without picture.")
 
     @classmethod
     def from_timings(cls, timings: Timings) -> TimingsBody:
@@ -115,6 +82,7 @@ class ChatReply(Body):
     usage: UsageBody
     timings: TimingsBody
     finish_reason: FinishReason = Field(description="`length`: max_new_tokens or the context was full.")
+    logprobs: Logprobs = None
 
     @classmethod
     def from_turn(cls, reply: TurnReply) -> ChatReply:
@@ -128,6 +96,7 @@ class ChatReply(Body):
             usage=UsageBody.from_usage(reply.usage),
             timings=TimingsBody.from_timings(reply.timings),
             finish_reason=reply.finish_reason,
+            logprobs=to_bodies(reply.logprobs),
         )
 
 
@@ -138,6 +107,7 @@ class StartEvent(Body):
 
 class ChunkEvent(Body):
     text: str
+    logprobs: Logprobs = None
 
 
 # ------------------------------------------------------------------------------------- sessions

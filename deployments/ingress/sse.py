@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Generic, TypeVar
@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.errors import RetinaError
 from deployments.ingress.connection import run_while_connected
+from deployments.ingress.deadline import Watch
 from deployments.ingress.error_replies import internal_error, to_reply
 
 Event = TypeVar("Event")
@@ -33,6 +34,14 @@ async def open_events(events: AsyncGenerator[Event, None]) -> list[Event]:
 
 def encode_event(name: str, data: BaseModel) -> bytes:
     return format_sse_event(event=name, data_str=data.model_dump_json())
+
+
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def encode_text(name: str, text: str) -> bytes:
+    """What `encode_event` makes of a body whose one field is `text`, in a fifth of the time: there is one per token."""
+    return f'event: {name}\ndata: {{"text":{_to_json(text)}}}\n\n'.encode()
 
 
 class EventStream(Response, Generic[Event]):
@@ -64,15 +73,15 @@ class EventStream(Response, Generic[Event]):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async with contextlib.aclosing(self._encode_all()) as lines:
-            async for line in lines:
-                await self._send_body(send, line, more=True)
-        await self._send_body(send, b"", more=False)
+        with contextlib.closing(Watch(each_s=self._send_timeout_s)) as watch:
+            async with contextlib.aclosing(self._encode_all()) as lines:
+                async for line in lines:
+                    await _send_body(send, line, watch, more=True)
+            await _send_body(send, b"", watch, more=False)
 
     async def _encode_all(self) -> AsyncGenerator[bytes, None]:
         try:
-            for event in self._opening:
-                yield self._encode(event)
+            yield b"".join(self._encode(event) for event in self._opening)  # in one message: each is a hop of its own
             async for event in self._events:
                 yield self._encode(event)
         except RetinaError as error:
@@ -81,9 +90,9 @@ class EventStream(Response, Generic[Event]):
             log.exception("an answer failed in mid-stream")
             yield encode_event("error", to_reply(internal_error()))
 
-    async def _send_body(self, send: Send, data: bytes, *, more: bool) -> None:
-        try:
-            async with asyncio.timeout(self._send_timeout_s):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
-        except OSError as error:  # TimeoutError is one, and so is what servers raise for a closed connection
-            raise ClientDisconnect from error
+
+async def _send_body(send: Send, data: bytes, watch: Watch, *, more: bool) -> None:
+    try:
+        await watch.wait(lambda: send({"type": "http.response.body", "body": data, "more_body": more}))
+    except OSError as error:  # TimeoutError is one, and so is what servers raise for a closed connection
+        raise ClientDisconnect from error

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from deployments.ingress.schemas import Body, TimingsBody, UsageBody
+from deployments.ingress.body import Body
+from deployments.ingress.sampling_schemas import Logprobs, to_bodies
+from deployments.ingress.schemas import TimingsBody, UsageBody
 from deployments.ingress.task_types import TaskInput, TaskReply
 from deployments.types import Box, FinishReason, Grounding, Point, QueryTask
 
@@ -99,6 +101,7 @@ def _made(asked: TaskInput, reply: TaskReply) -> MadeFields:
 
 class CaptionAnswer(Body):
     caption: str = Field(description="The texts of all `chunk` events, joined.")
+    logprobs: Logprobs = None
 
 
 class CaptionReply(MadeFields, CaptionAnswer):
@@ -106,7 +109,7 @@ class CaptionReply(MadeFields, CaptionAnswer):
 
     @classmethod
     def from_task(cls, asked: TaskInput, reply: TaskReply) -> CaptionReply:
-        return cls(caption=reply.text, **dict(_made(asked, reply)))
+        return cls(caption=reply.text, logprobs=to_bodies(reply.logprobs), **dict(_made(asked, reply)))
 
 
 class QueryAnswer(Body):
@@ -114,6 +117,7 @@ class QueryAnswer(Body):
     reasoning: ReasoningBody | None = Field(
         None, description="Only when it was asked for.", exclude_if=lambda reasoning: reasoning is None
     )
+    logprobs: Logprobs = None
 
 
 class QueryReply(MadeFields, QueryAnswer):
@@ -121,7 +125,8 @@ class QueryReply(MadeFields, QueryAnswer):
 
     @classmethod
     def from_task(cls, asked: TaskInput, reply: TaskReply) -> QueryReply:
-        return cls(answer=reply.text, reasoning=_reasoning(asked, reply), **dict(_made(asked, reply)))
+        reasoning, logprobs = _reasoning(asked, reply), to_bodies(reply.logprobs)
+        return cls(answer=reply.text, reasoning=reasoning, logprobs=logprobs, **dict(_made(asked, reply)))
 
 
 def _reasoning(asked: TaskInput, reply: TaskReply) -> ReasoningBody | None:
@@ -165,7 +170,3 @@ class PointReply(MadeFields, PointAnswer):
 class TaskStartEvent(Body):
     model: str
     image_id: str | None
-
-
-class ThoughtEvent(Body):
-    text: str

@@ -9,7 +9,9 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, Field
 
 from deployments.errors import InvalidRequest
-from deployments.ingress.schemas import STREAM, Body, SamplingFields
+from deployments.ingress.body import Body
+from deployments.ingress.sampling_schemas import SamplingFields
+from deployments.ingress.schemas import STREAM
 from deployments.ingress.turn_types import SamplingWish
 from deployments.types import (
     CaptionLength,

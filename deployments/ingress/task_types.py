@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from deployments.ingress.turn_types import SamplingWish
-from deployments.types import Box, FinishReason, Grounding, ImageRef, Point, Task, Timings, Usage
+from deployments.types import Box, FinishReason, Grounding, ImageRef, Point, Task, Timings, TokenLogprob, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,12 @@ class TaskStarted:
 
 @dataclass(frozen=True, slots=True)
 class TaskChunk:
-    """One of the three is not empty."""
+    """One of the four is not empty."""
 
     text: str = ""  # of the answer
     thought: str = ""
     found: tuple[Box | Point, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()  # of all tokens since the last chunk that had some
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class TaskReply:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
+    logprobs: tuple[TokenLogprob, ...] | None = None  # of all tokens, thoughts included, if they were asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from deployments.types import (
     PointTask,
     QueryTask,
     SamplingParams,
+    TokenLogprob,
 )
 
 
@@ -41,12 +42,14 @@ class _Running:
     texts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     found: list[Box | Point] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     outcome: str = ""  # set when the answer is whole, or by what went wrong
 
     def add(self, chunk: Chunk) -> None:
         self.texts.append(chunk.text)
         self.thoughts.append(chunk.thought)
         self.found.extend(chunk.found)
+        self.logprobs.extend(chunk.logprobs)
         self.outcome = chunk.finish_reason or ""
 
     def to_reply(self, model: str, last: Chunk) -> TaskReply:
@@ -61,6 +64,7 @@ class _Running:
             finish_reason=ending.finish_reason,
             usage=ending.usage,
             timings=ending.timings,
+            logprobs=tuple(self.logprobs) if self.asked.sampling.num_logprobs is not None else None,
         )
 
 
@@ -156,8 +160,12 @@ def _require_picture(asked: TaskInput) -> None:
 
 
 def _pieces(chunk: Chunk) -> list[TaskChunk]:
-    pieces = (TaskChunk(thought=chunk.thought), TaskChunk(text=chunk.text), TaskChunk(found=chunk.found))
-    return [piece for piece in pieces if piece != TaskChunk()]
+    kinds = (TaskChunk(thought=chunk.thought), TaskChunk(text=chunk.text), TaskChunk(found=chunk.found))
+    pieces = [piece for piece in kinds if piece != TaskChunk()]
+    if chunk.logprobs:  # nothing says which of them belong to the thoughts
+        last = pieces.pop() if pieces else TaskChunk()
+        pieces.append(replace(last, logprobs=chunk.logprobs))
+    return pieces
 
 
 def _outcome_of(error: BaseException) -> str:

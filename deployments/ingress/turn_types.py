@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deployments.config import GeneratorConfig
 from deployments.errors import InvalidRequest
-from deployments.types import FinishReason, ImageRef, SamplingParams, Timings, Usage
+from deployments.types import FinishReason, ImageRef, SamplingParams, Timings, TokenLogprob, Usage
 
 SHOWN_DIGITS = 20  # of a number that is refused: JSON's integers have no end
 
@@ -21,6 +21,11 @@ class SamplingWish:
     max_new_tokens: int | None = None  # None: the model's default_new_tokens
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float | None = None  # None: the checkpoint's own
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    num_logprobs: int | None = None  # None: no log probabilities
 
     def to_params(self, limits: GeneratorConfig) -> SamplingParams:
         """Raises InvalidRequest when more tokens or stops are asked for than the model's settings allow."""
@@ -38,6 +43,11 @@ class SamplingWish:
             max_new_tokens=limits.default_new_tokens if self.max_new_tokens is None else self.max_new_tokens,
             stop=self.stop,
             seed=self.seed,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            num_logprobs=self.num_logprobs,
         )
 
     def _check_stops(self, limits: GeneratorConfig) -> None:
@@ -72,7 +82,8 @@ class TurnStarted:
 
 @dataclass(frozen=True, slots=True)
 class TurnChunk:
-    text: str  # never empty
+    text: str  # empty only where there are log probabilities of tokens without text
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +98,7 @@ class TurnReply:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
+    logprobs: tuple[TokenLogprob, ...] | None = None  # of all tokens, if they were asked for
 
 
 @dataclass(frozen=True, slots=True)

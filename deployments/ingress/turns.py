@@ -22,7 +22,18 @@ from deployments.ingress.turn_types import (
 )
 from deployments.ingress.unattended import Unattended
 from deployments.metrics import Metrics
-from deployments.types import Chunk, GenerateRequest, Generator, Json, SessionRouter, Turn, TurnOutcome, TurnRequest
+from deployments.types import (
+    Chunk,
+    GenerateRequest,
+    Generator,
+    ImageStore,
+    Json,
+    SessionRouter,
+    TokenLogprob,
+    Turn,
+    TurnOutcome,
+    TurnRequest,
+)
 
 __all__ = [
     "SamplingWish",
@@ -50,6 +61,7 @@ class _Running:
     turn: Turn | None = None  # set when the lease is ours
     answer: Answer | None = None
     pieces: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     is_answered: bool = False  # the answer is whole: from here on the turn is committed, never aborted
 
     @property
@@ -60,17 +72,19 @@ class _Running:
 
 
 class Turns:
-    """Streams turns over the three parts. Belongs to one event loop."""
+    """Streams turns over the other parts. Belongs to one event loop."""
 
     def __init__(
         self,
         router: SessionRouter,
         generators: Mapping[str, Generator],
+        images: ImageStore,
         config: RetinaConfig,
         metrics: Metrics | None = None,
     ) -> None:
         self._router = router
         self._generators = generators
+        self._images = images
         self._config = config
         self._timeout_s = config.ingress.turn_timeout_s
         self._unattended = Unattended()
@@ -88,14 +102,15 @@ class Turns:
         self._num_open += 1
         try:
             running.turn = await self._open(running)
+            await self._require_pictures(running.turn, running)
             yield TurnStarted(running.turn.session_id, running.turn.model)
             running.answer = self._generate(running.turn, running)
             while (chunk := await self._next_chunk(running.answer, running)).finish_reason is None:
-                if chunk.text:
-                    yield TurnChunk(chunk.text)
+                if chunk.text or chunk.logprobs:
+                    yield TurnChunk(chunk.text, chunk.logprobs)
             reply = await self._commit(running.turn, running, chunk)
-            if chunk.text:
-                yield TurnChunk(chunk.text)
+            if chunk.text or chunk.logprobs:
+                yield TurnChunk(chunk.text, chunk.logprobs)
             yield TurnFinished(reply)
         except (asyncio.CancelledError, GeneratorExit):
             if not running.is_answered:
@@ -132,6 +147,16 @@ class Turns:
             self._unattended.start(self._give_back(opening))
             raise
 
+    async def _require_pictures(self, turn: Turn, running: _Running) -> None:
+        """Refuse a session whose picture was deleted: the generator may remember it and would not ask for it again."""
+        asked = running.asked
+        shown = {image.id for message in turn.messages for image in message.images}
+        for image_id in shown - {asked.image.id if asked.image is not None else ""}:
+            try:
+                await running.deadline.wait(self._images.find(asked.tenant, image_id))
+            except ImageNotFound as error:
+                raise ImageNotFound(PICTURE_GONE, "image") from error
+
     def _generate(self, turn: Turn, running: _Running) -> Answer:
         asked = running.asked
         request = GenerateRequest(
@@ -152,6 +177,7 @@ class Turns:
                 raise
             raise ImageNotFound(PICTURE_GONE, "image") from error
         running.pieces.append(chunk.text)
+        running.logprobs.extend(chunk.logprobs)
         return chunk
 
     async def _commit(self, turn: Turn, running: _Running, last: Chunk) -> TurnReply:
@@ -172,6 +198,7 @@ class Turns:
             finish_reason=ending.finish_reason,
             usage=ending.usage,
             timings=ending.timings,
+            logprobs=tuple(running.logprobs) if running.asked.sampling.num_logprobs is not None else None,
         )
 
     # ----------------------------------------------------------------------------- ends of a turn

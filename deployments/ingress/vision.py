@@ -13,7 +13,6 @@ from deployments.ingress.connection import run_while_connected
 from deployments.ingress.form_body import Form, check_text, document_body, read_form
 from deployments.ingress.model_choice import choose_model
 from deployments.ingress.request_id import current_request_id
-from deployments.ingress.schemas import ChunkEvent
 from deployments.ingress.services import Given, Services
 from deployments.ingress.sse import EventStream, encode_event, open_events
 from deployments.ingress.task_replies import (
@@ -24,11 +23,11 @@ from deployments.ingress.task_replies import (
     PointReply,
     QueryReply,
     TaskStartEvent,
-    ThoughtEvent,
 )
 from deployments.ingress.task_requests import CaptionRequest, DetectRequest, PictureFields, PointRequest, QueryRequest
 from deployments.ingress.task_types import TaskChunk, TaskEvent, TaskInput, TaskReply, TaskStarted
 from deployments.ingress.tenants import Tenant
+from deployments.ingress.text_events import encode_piece
 from deployments.types import SKILL_OF, Box
 
 router = APIRouter(tags=["vision"])
@@ -152,9 +151,9 @@ def _encode(event: TaskEvent, asked: TaskInput, to_reply: ToReply[Reply]) -> byt
 
 def _encode_chunk(chunk: TaskChunk) -> bytes:
     if chunk.thought:
-        return encode_event("thought", ThoughtEvent(text=chunk.thought))
-    if chunk.text:
-        return encode_event("chunk", ChunkEvent(text=chunk.text))
+        return encode_piece("thought", chunk.thought, chunk.logprobs)
+    if chunk.text or chunk.logprobs:
+        return encode_piece("chunk", chunk.text, chunk.logprobs)
     return b"".join(
         encode_event("object", BoxBody.from_box(found))
         if isinstance(found, Box)

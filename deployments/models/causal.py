@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Cache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from deployments.models.family import Output, Prompt, Rules
+from deployments.models.family import Attend, Output, Prompt, Rules
+from deployments.models.flat_attention import use_flat_attention
+from deployments.models.fused_decoder import FusedDecoder, can_fuse
 from deployments.models.module_loading import load_module
+from deployments.models.packing import PackedLinear, can_pack, pack_linears
 
 
 class LlamaAlone(LlamaForCausalLM):  # type: ignore[misc]
@@ -31,6 +35,15 @@ class CausalLanguage:
         self.vocab_size: int = config.vocab_size
         self.max_context_tokens: int = config.max_position_embeddings
         self.feature_width: int = config.hidden_size
+        self._head: Any = module.get_output_embeddings()
+        self._is_packed = False
+        self._fused: FusedDecoder | None = None
+        if can_fuse(module.get_decoder()):
+            self._fused = FusedDecoder(module.get_decoder())
+        else:
+            use_flat_attention(module)
+            # One with four axes is passed on as it is; without one, transformers would make N x N for each pass.
+            self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=module.device)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         embeddings: torch.Tensor = self.module.get_input_embeddings()(token_ids)
@@ -45,7 +58,37 @@ class CausalLanguage:
     def open_rules(self, prompt: Prompt, max_new_tokens: int) -> Rules | None:
         return None
 
+    def pack(self) -> None:
+        if not can_pack(self.device, self.dtype) or self._is_packed:
+            return
+        self._is_packed = True
+        if self._fused is None:
+            pack_linears(self.module)
+            self._head = self.module.get_output_embeddings()
+            return
+        self._fused.pack()
+        # Where it is tied to the embedding, that one stays as it is.
+        self._head = PackedLinear(self._head.weight, self._head.bias)
+        self.module.set_output_embeddings(self._head)
+
+    def run(self, embeddings: torch.Tensor, positions: torch.Tensor, attend: Attend, last: torch.Tensor) -> Output:
+        assert positions.shape == (self._position_rows, len(embeddings)), positions.shape
+        rows = positions[0] if self._position_rows == 1 else positions
+        if self._fused is not None:
+            states = self._fused.run(embeddings, rows, attend, last)
+            return Output(self._head(states).float())
+        output = self.module(
+            inputs_embeds=embeddings[None],
+            position_ids=rows[..., None, :],
+            attention_mask=self._no_mask,
+            use_cache=False,
+            logits_to_keep=last,
+            attend=attend,
+        )
+        return Output(output.logits[0].float())
+
     def forward(self, embeddings: torch.Tensor, positions: torch.Tensor, cache: Cache, mask: torch.Tensor) -> Output:
+        assert not self._is_packed or self._fused is None, "packed weights are for `run` alone"
         assert positions.shape == (self._position_rows, *embeddings.shape[:2]), positions.shape
         assert mask.dtype == torch.bool, mask.dtype
         assert mask.shape[:3] == (len(embeddings), 1, embeddings.shape[1]), mask.shape

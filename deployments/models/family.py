@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,9 +55,19 @@ class Tower(Protocol):
 
     fingerprint: str  # of the weights and of what configures the arithmetic, hex
     width: int  # D of the features
+    shares_passes: bool  # whether it pays to send several pictures through together; else one at a time
 
     def encode(self, batch: Sequence[Pixels]) -> list[torch.Tensor]:
         """Features of each picture, (num_tokens, D) in the tower's dtype, equal to those of a batch of one."""
+        ...
+
+
+@runtime_checkable
+class SplittingTower(Protocol):
+    """A tower whose pictures consist of tiles that do not see each other."""
+
+    def split(self, pixels: Pixels) -> Sequence[Pixels]:
+        """What may go through `encode` apart; the features of the pieces in a row are the picture's."""
         ...
 
 
@@ -140,6 +150,21 @@ class Rules(Protocol):
         ...
 
 
+class Attend(Protocol):
+    """The caller's attention over the keys and values that it keeps."""
+
+    def __call__(
+        self,
+        layer: int,
+        query: torch.Tensor,  # (N, heads, head_dim), turned by its positions
+        key: torch.Tensor,  # (N, kv_heads, head_dim), turned as well
+        value: torch.Tensor,  # (N, kv_heads, head_dim)
+        scale: float | None = None,  # of the products of query and key; None: 1 / sqrt(head_dim)
+    ) -> torch.Tensor:
+        """Keep key and value, and mix what each token may see: (N, heads * head_dim)."""
+        ...
+
+
 class LanguageModel(Protocol):
     """The language part alone. Used by one thread at a time, under inference mode."""
 
@@ -169,13 +194,29 @@ class LanguageModel(Protocol):
         """Rules for the answer to this prompt; None: tokens are text up to one of the format's stop tokens."""
         ...
 
+    def pack(self) -> None:
+        """Bring the weights into the form in which `run` is fastest on this device. `forward` may be gone after it."""
+        ...
+
+    def run(
+        self,
+        embeddings: torch.Tensor,  # (N, D), the tokens of all sequences one after the other
+        positions: torch.Tensor,  # (position_rows, N), int64
+        attend: Attend,
+        last: torch.Tensor,  # (R,) int64: whose outputs are wanted
+    ) -> Output:
+        """One pass over tokens of any number of sequences; which of them see each other is `attend`'s knowledge."""
+        ...
+
     def forward(
         self,
         embeddings: torch.Tensor,  # (B, S, D)
         positions: torch.Tensor,  # (position_rows, B, S), int64
         cache: Cache,  # written in place; the caller's own layout
         mask: torch.Tensor,  # (B, 1, S, L) bool, True where attended; L is what the cache hands back
-    ) -> Output: ...
+    ) -> Output:
+        """The same by the model's own layers, one mask for all: slower, and what `run` is held against."""
+        ...
 
 
 class Family(Protocol):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from transformers import BaseImageProcessor, LlavaConfig
 
 from deployments.errors import CheckpointError
+from deployments.models.byte_pixels import GEOMETRY_ONLY, value_table
 from deployments.models.chat_template import ChatTemplate
 from deployments.models.family import NO_OPTIONS, Options, Pixels
 from deployments.models.generation_config import read_generation_defaults
@@ -34,7 +36,8 @@ class Llava:
         config = read_config(folder)
         processor = read_image_processor(folder)
         _require_size(folder, processor, config.vision_config.image_size)
-        return probed(folder, LlavaPreprocessor(processor, config.vision_config.image_size, read_view(folder, config)))
+        view, values = read_view(folder, config), value_table(folder, processor)
+        return probed(folder, LlavaPreprocessor(processor, config.vision_config.image_size, view, values))
 
     def open_tower(self, folder: Path, device: str, dtype: str) -> LlavaTower:
         return open_llava_tower(folder, read_config(folder), device, dtype)
@@ -64,10 +67,11 @@ def read_config(folder: Path) -> LlavaConfig:
 
 
 class LlavaPreprocessor:
-    def __init__(self, processor: BaseImageProcessor, side_px: int, view: View) -> None:
+    def __init__(self, processor: BaseImageProcessor, side_px: int, view: View, values: np.ndarray) -> None:
         self._processor = processor
         self._side_px = side_px
         self._num_tokens = view.num_tokens
+        self._values = values
         settings = settings_of(processor)
         if settings["code"] in PLAIN:
             settings["code"] = "plain"
@@ -76,9 +80,11 @@ class LlavaPreprocessor:
     def __call__(self, picture: Image.Image) -> Pixels:
         assert picture.mode == "RGB", picture.mode
         picture = self._shorten(picture)
-        pixels = self._processor([picture], return_tensors="np")["pixel_values"]
+        pixels = self._processor([picture], return_tensors="np", **GEOMETRY_ONLY)["pixel_values"]
         assert pixels.shape == (1, 3, self._side_px, self._side_px), pixels.shape
-        return Pixels({"pixel_values": pixels}, cost=self._num_tokens, num_tokens=self._num_tokens)
+        assert pixels.dtype == np.uint8, pixels.dtype
+        tensors = {"picture": pixels, "values": self._values}
+        return Pixels(tensors, cost=self._num_tokens, num_tokens=self._num_tokens)
 
     def _shorten(self, picture: Image.Image) -> Image.Image:
         """Of a very thin picture what is left of it in the end; others as they are."""

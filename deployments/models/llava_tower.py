@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,9 @@ from transformers import AutoModel, LlavaConfig, PreTrainedConfig, PreTrainedMod
 from transformers.models.llava.modeling_llava import LlavaPreTrainedModel
 
 from deployments.errors import CheckpointError
+from deployments.models.byte_pixels import look_up
 from deployments.models.family import Pixels
+from deployments.models.fused_vision import can_fuse, fuse_layers, name_fused
 from deployments.models.module_loading import load_module
 from deployments.models.weights import fingerprint_tensors, fingerprint_values, require_counts
 
@@ -81,18 +84,20 @@ class LlavaTower:
         self._device, self._dtype = weight.device, weight.dtype
         self.width: int = weight.shape[0] * len(view.layers)
         # In float32 and on a CPU a picture's rounding depends on its neighbours in the pass.
-        self._shares_passes = weight.device.type != "cpu" and weight.dtype != torch.float32
+        self.shares_passes = weight.device.type != "cpu" and weight.dtype != torch.float32
+        self._layers: list[Callable[[torch.Tensor], torch.Tensor]] = _layers_of(tower)
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Pixels]) -> list[torch.Tensor]:
-        pictures = [torch.from_numpy(pixels.tensors["pixel_values"]) for pixels in batch]  # (1, 3, S, S) each
-        if not self._shares_passes:
-            return [self._look(picture)[0] for picture in pictures]
-        return list(self._look(torch.cat(pictures)))
+        if not self.shares_passes:
+            return [self._look([pixels])[0] for pixels in batch]
+        return list(self._look(batch))
 
-    def _look(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) to (B, num_tokens, width), as LlavaModel.get_image_features has it before its projector."""
-        states = self._states(pictures.to(self._device, self._dtype))
+    def _look(self, batch: Sequence[Pixels]) -> torch.Tensor:
+        """(B, num_tokens, width): what LlavaModel.get_image_features gives its projector."""
+        pictures = torch.cat([torch.from_numpy(pixels.tensors["picture"]) for pixels in batch])  # (B, 3, S, S)
+        table = torch.from_numpy(batch[0].tensors["values"])  # all pictures of a tower have been prepared alike
+        states = self._states(look_up(pictures, table, pictures[0, 0].numel(), self._device, self._dtype))
         chosen = [states[layer][:, int(self._view.drops_first) :] for layer in self._view.layers]
         return chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
 
@@ -102,9 +107,18 @@ class LlavaTower:
         if hasattr(self._tower, "pre_layrnorm"):  # CLIP
             state = self._tower.pre_layrnorm(state)
         states = [state]
-        for layer in self._tower.encoder.layers:
-            states.append(layer(states[-1], attention_mask=None))
+        for layer in self._layers:
+            states.append(layer(states[-1]))
         return states
+
+
+def _layers_of(tower: PreTrainedModel) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    """Each from (B, positions, D) to the same."""
+    layers, config = tower.encoder.layers, tower.config
+    weight = tower.embeddings.patch_embedding.weight
+    if can_fuse(weight.device, weight.dtype):
+        return list(fuse_layers(layers, config.num_attention_heads, config.hidden_act))
+    return [partial(layer, attention_mask=None) for layer in layers]
 
 
 def open_llava_tower(folder: Path, config: LlavaConfig, device: str, dtype: str) -> LlavaTower:
@@ -137,6 +151,10 @@ def _arithmetic_of(tower: PreTrainedModel, view: View) -> dict[str, object]:
         "vision": {key: getattr(config, key) for key in ARITHMETIC},
         "layers": view.layers,
         "drops_first": view.drops_first,
-        "place": {"device": weight.device.type, "dtype": str(weight.dtype)},
+        "place": {
+            "device": weight.device.type,
+            "dtype": str(weight.dtype),
+            **name_fused(weight.device, weight.dtype),
+        },
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

@@ -6,7 +6,7 @@ without the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from deployments.models.family import NO_OPTIONS, Options, Pixels
+from deployments.models.fused_vision import FusedLayer, can_fuse, name_fused
 from deployments.models.image_processor import fingerprint_pixels
 from deployments.models.moondream_config import VisionSizes, read_config
 from deployments.models.moondream_crops import cut_crops
 from deployments.models.moondream_language import MoondreamLanguage
-from deployments.models.moondream_modules import Region, Text, Vision
+from deployments.models.moondream_modules import Region, Text, Vision, VisionBlock
 from deployments.models.moondream_prompt import MoondreamPromptFormat
 from deployments.models.moondream_tokenizer import MoondreamTokenizer
 from deployments.models.moondream_tokens import TokenIds, read_token_ids
@@ -99,12 +100,15 @@ class MoondreamTower:
         self.width = vision.sizes.proj_out_dim
         # How a matrix product rounds depends on its number of rows, so pictures share a pass only where that pays and
         # float32 was not asked for. One picture's own crops always share one, as in the published code.
-        self._shares_passes = self._device.type != "cpu" and self._dtype != torch.float32
+        self.shares_passes = self._device.type != "cpu" and self._dtype != torch.float32
+        self._blocks: list[Callable[[torch.Tensor], torch.Tensor]] = list(vision.blocks)
+        if can_fuse(self._device, self._dtype):
+            self._blocks = [_fuse(block) for block in vision.blocks]  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Pixels]) -> list[torch.Tensor]:
         crops = [torch.from_numpy(pixels.tensors["crops"]) for pixels in batch]
-        if self._shares_passes:
+        if self.shares_passes:
             states = torch.split(self._look(torch.cat(crops)), [len(picture) for picture in crops])
         else:
             states = tuple(self._look(picture) for picture in crops)
@@ -116,8 +120,27 @@ class MoondreamTower:
     def _look(self, crops: torch.Tensor) -> torch.Tensor:
         """uint8 (B, S, S, 3) to (B, P, D of the tower)."""
         pixels = self._normalised[crops.to(self._device).int()]  # (B, S, S, 3)
-        seen: torch.Tensor = self._vision(pixels.permute(0, 3, 1, 2))
+        states = self._vision.embed(pixels.permute(0, 3, 1, 2))
+        for block in self._blocks:
+            states = block(states)
+        seen: torch.Tensor = self._vision.post_ln(states)
         return seen
+
+
+def _fuse(block: VisionBlock) -> FusedLayer:
+    attention, mlp = block.attn, block.mlp
+    qkv = attention.qkv
+    return FusedLayer(
+        attention.num_heads,
+        "gelu_pytorch_tanh",
+        block.ln1,
+        qkv.weight,
+        qkv.bias,
+        attention.proj,
+        block.ln2,
+        mlp.fc1,
+        mlp.fc2,
+    )
 
 
 def normalised_bytes() -> torch.Tensor:
@@ -130,5 +153,6 @@ def normalised_bytes() -> torch.Tensor:
 
 def _arithmetic_of(vision: Vision) -> dict[str, object]:
     """What decides the features besides weights and pixels."""
-    place = {"device": vision.pos_emb.device.type, "dtype": str(vision.pos_emb.dtype), "torch": torch.__version__}
+    device, dtype = vision.pos_emb.device, vision.pos_emb.dtype
+    place = {"device": device.type, "dtype": str(dtype), "torch": torch.__version__, **name_fused(device, dtype)}
     return {"family": Moondream.name, "normalised": "bfloat16", "vision": asdict(vision.sizes), **place}

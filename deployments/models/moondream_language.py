@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from transformers import Cache
 
-from deployments.models.family import Output, Prompt, Rules
+from deployments.models.family import Attend, Output, Prompt, Rules
 from deployments.models.moondream_config import HEAD_DIM, MoondreamConfig
 from deployments.models.moondream_modules import Region, Text
 from deployments.models.moondream_rules import open_rules
 from deployments.models.moondream_tokens import TokenIds
+from deployments.models.packing import pack_linears
 
 
 class MoondreamLanguage:
@@ -43,6 +44,15 @@ class MoondreamLanguage:
 
     def open_rules(self, prompt: Prompt, max_new_tokens: int) -> Rules:
         return open_rules(self._tokens, self._region, prompt, max_new_tokens)
+
+    def pack(self) -> None:
+        pack_linears(self._text)
+        pack_linears(self._region)
+
+    def run(self, embeddings: torch.Tensor, positions: torch.Tensor, attend: Attend, last: torch.Tensor) -> Output:
+        assert positions.shape == (1, len(embeddings)), positions.shape
+        hidden = self._text.run(embeddings, positions[0], attend)[last]  # (R, D)
+        return Output(self._text.logits(hidden).float(), hidden)
 
     def forward(self, embeddings: torch.Tensor, positions: torch.Tensor, cache: Cache, mask: torch.Tensor) -> Output:
         assert positions.shape == (1, *embeddings.shape[:2]), positions.shape

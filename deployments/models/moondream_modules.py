@@ -7,12 +7,15 @@ whole sequences, as training does.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache
 
+from deployments.models.family import Attend
 from deployments.models.moondream_config import HEAD_DIM, RegionSizes, TextSizes, VisionSizes
 from deployments.models.moondream_patches import cut_patches, stitch
 
@@ -81,11 +84,16 @@ class Vision(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """(B, 3, S, S) normalised crops to (B, P, D of the tower), patches by row."""
-        states = self.patch_emb(cut_patches(crops, self.sizes.enc_patch_size)) + self.pos_emb
+        states = self.embed(crops)
         for block in self.blocks:
             states = block(states)
         out: Tensor = self.post_ln(states)
         return out
+
+    def embed(self, crops: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised crops to (B, P, D of the tower) before the first block."""
+        embedded: Tensor = self.patch_emb(cut_patches(crops, self.sizes.enc_patch_size)) + self.pos_emb
+        return embedded
 
     def project(self, states: Tensor, tiling: tuple[int, int]) -> Tensor:
         """(1 + rows * columns, P, D of the tower) of one picture's crops to its features (P, D).
@@ -123,6 +131,13 @@ class TextAttention(nn.Module):
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 
+    def run(self, states: Tensor, waves: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """The same for (N, D) tokens of many sequences, whose keys and values are the caller's."""
+        heads = torch.unflatten(self.qkv(states), -1, (-1, HEAD_DIM))  # (N, all heads, HEAD_DIM)
+        q, k, v = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        out: Tensor = self.proj(attend(self.layer, rotate(q, *waves), rotate(k, *waves), v))
+        return out
+
 
 class TextBlock(nn.Module):
     """Attention and MLP side by side behind one norm."""
@@ -136,6 +151,11 @@ class TextBlock(nn.Module):
     def forward(self, states: Tensor, waves: tuple[Tensor, Tensor], mask: Tensor, cache: Cache | None) -> Tensor:
         normed = self.ln(states)
         out: Tensor = states + self.attn(normed, waves, mask, cache) + self.mlp(normed)
+        return out
+
+    def run(self, states: Tensor, waves: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        normed = self.ln(states)
+        out: Tensor = states + self.attn.run(normed, waves, attend) + self.mlp(normed)
         return out
 
 
@@ -160,6 +180,14 @@ class Text(nn.Module):
         states = embeddings
         for block in self.blocks:
             states = block(states, waves, mask, cache)
+        return states
+
+    def run(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """(N, D) embeddings at (N,) positions to hidden states (N, D), before the last norm."""
+        cosines, sines = (wave[0, 0, :, None] for wave in rotary_waves(positions[None]))  # each (N, 1, ROTARY_DIM / 2)
+        states = embeddings
+        for block in cast(Iterable[TextBlock], self.blocks):
+            states = block.run(states, (cosines, sines), attend)
         return states
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -19,9 +19,11 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 from deployments.errors import CheckpointError, ConfigError
+from deployments.models.byte_pixels import CHANNELS, GEOMETRY_ONLY, look_up, value_table
 from deployments.models.causal import CausalLanguage
 from deployments.models.chat_template import ChatTemplate
 from deployments.models.family import NO_OPTIONS, Options, Pixels
+from deployments.models.fused_vision import ATTENTION_NAME, can_fuse, name_fused
 from deployments.models.generation_config import read_generation_defaults
 from deployments.models.image_processor import fingerprint_pixels, probed, read_image_processor, settings_of
 from deployments.models.module_loading import load_module
@@ -41,7 +43,8 @@ class Qwen2VL:
 
     def open_preprocessor(self, folder: Path, options: Options = NO_OPTIONS) -> Qwen2VLPreprocessor:
         processor = read_image_processor(folder)
-        return probed(folder, Qwen2VLPreprocessor(processor, _read_patching(folder, processor, options)))
+        patching, values = _read_patching(folder, processor, options), value_table(folder, processor)
+        return probed(folder, Qwen2VLPreprocessor(processor, patching, values))
 
     def open_tower(self, folder: Path, device: str, dtype: str) -> Qwen2VLTower:
         config = _read_config(folder)
@@ -69,10 +72,11 @@ FAMILY = Qwen2VL()
 
 
 class Qwen2VLPreprocessor:
-    def __init__(self, processor: transformers.BaseImageProcessor, patching: Patching) -> None:
+    def __init__(self, processor: transformers.BaseImageProcessor, patching: Patching, values: np.ndarray) -> None:
         self._processor = processor
         self._patching = patching
         self._size = {"shortest_edge": patching.min_pixels, "longest_edge": patching.max_pixels}  # px of the area
+        self._values = values
         said_by_size = {"min_pixels": None, "max_pixels": None}
         self.fingerprint = fingerprint_pixels({**settings_of(processor), **said_by_size, "size": self._size})
 
@@ -80,12 +84,13 @@ class Qwen2VLPreprocessor:
         """Raises InvalidImage for a picture too thin."""
         assert picture.mode == "RGB", picture.mode
         rows, columns = self._patching.tokens(*picture.size)
-        batch = self._processor([picture], size=self._size, return_tensors="np")
-        patches, [grid] = batch["pixel_values"], batch["image_grid_thw"]  # (patches, C * time * P * P) float32; (3,)
+        batch = self._processor([picture], size=self._size, return_tensors="np", **GEOMETRY_ONLY)
+        # The processor has bytes as floats: (patches, C * time * P * P); (3,).
+        patches, [grid] = batch["pixel_values"].astype(np.uint8), batch["image_grid_thw"]
         merge = self._patching.merge
         assert grid.tolist() == [1, rows * merge, columns * merge], (picture.size, grid, rows, columns)
         return Pixels(
-            {"pixel_values": patches, "grid_thw": grid.astype(np.int64)},
+            {"patches": patches, "grid_thw": grid.astype(np.int64), "values": self._values},
             cost=len(patches),
             num_tokens=rows * columns,
         )
@@ -138,21 +143,25 @@ class Qwen2VLTower:
         self.width: int = half.visual.merger.mlp[-1].out_features
         # How a matrix product rounds depends on its number of rows. So pictures share a pass only where that pays and
         # float32 was not asked for; in a shared pass each one still sees itself alone.
-        self._shares_passes = half.device.type != "cpu" and half.dtype != torch.float32
+        self.shares_passes = half.device.type != "cpu" and half.dtype != torch.float32
+        if can_fuse(half.device, half.dtype):
+            half.visual.set_attn_implementation(ATTENTION_NAME)
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Pixels]) -> list[torch.Tensor]:
-        if not self._shares_passes:
+        if not self.shares_passes:
             return [self._encode_together([pixels]) for pixels in batch]
         features = self._encode_together(batch)
         return list(torch.split(features, [pixels.num_tokens for pixels in batch]))
 
     def _encode_together(self, batch: Sequence[Pixels]) -> torch.Tensor:
         """(tokens of all pictures, D)"""
-        patches = torch.from_numpy(np.concatenate([pixels.tensors["pixel_values"] for pixels in batch]))
+        patches = torch.from_numpy(np.concatenate([pixels.tensors["patches"] for pixels in batch]))
+        table = torch.from_numpy(batch[0].tensors["values"])  # all pictures of a tower have been prepared alike
         grids = torch.from_numpy(np.stack([pixels.tensors["grid_thw"] for pixels in batch]))  # (pictures, 3)
         half = self._half
-        output = half.visual(patches.to(half.device, half.dtype), grid_thw=grids.to(half.device))
+        values = look_up(patches, table, patches.shape[1] // CHANNELS, half.device, half.dtype)
+        output = half.visual(values, grid_thw=grids.to(half.device))
         features: torch.Tensor = output.pooler_output
         return features
 
@@ -184,7 +193,7 @@ def _arithmetic_of(half: PreTrainedModel) -> dict[str, object]:
     generic = PreTrainedConfig().to_dict()
     vision = {key: value for key, value in config.vision_config.to_dict().items() if key not in generic}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    place = {"device": half.device.type, "dtype": str(half.dtype)}
+    place = {"device": half.device.type, "dtype": str(half.dtype), **name_fused(half.device, half.dtype)}
     return {"model_type": config.model_type, "vision": vision, **versions, **place}
 
 

@@ -5,26 +5,25 @@ Pictures, tower and language part are transformers' own classes, each half loade
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
-import torch
+import numpy as np
 import transformers
 from PIL import Image
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 
 from deployments.errors import CheckpointError
+from deployments.models.byte_pixels import GEOMETRY_ONLY, value_table
 from deployments.models.causal import CausalLanguage, open_llama
 from deployments.models.chat_template import ChatTemplate
 from deployments.models.family import NO_OPTIONS, Options, Pixels
 from deployments.models.generation_config import read_generation_defaults
 from deployments.models.image_processor import fingerprint_pixels, probed, read_image_processor, settings_of
-from deployments.models.module_loading import load_module
 from deployments.models.registry import check_model_type
 from deployments.models.smolvlm_prompt import SmolVLMPromptFormat
+from deployments.models.smolvlm_tower import SmolVLMTower, open_smolvlm_tower
 from deployments.models.tiles import Tiling
-from deployments.models.weights import fingerprint_tensors, fingerprint_values, reading, require_counts
+from deployments.models.weights import reading, require_counts
 
 
 class SmolVLM:
@@ -32,14 +31,11 @@ class SmolVLM:
 
     def open_preprocessor(self, folder: Path, options: Options = NO_OPTIONS) -> SmolVLMPreprocessor:
         processor = read_image_processor(folder)
-        return probed(folder, SmolVLMPreprocessor(processor, _read_tiling(folder, processor, options)))
+        tiling, values = _read_tiling(folder, processor, options), value_table(folder, processor)
+        return probed(folder, SmolVLMPreprocessor(processor, tiling, values))
 
     def open_tower(self, folder: Path, device: str, dtype: str) -> SmolVLMTower:
-        config = _read_config(folder)
-        half = load_module(_vision_half_class(config.model_type), folder, config, dtype)
-        weights = fingerprint_tensors(half.state_dict())  # before they move: hashing reads them from the page cache
-        half = half.to(torch.device(device))
-        return SmolVLMTower(half, fingerprint_values({"weights": weights, **_arithmetic_of(half)}))
+        return open_smolvlm_tower(folder, _read_config(folder), device, dtype)
 
     def open_prompt_format(self, folder: Path, options: Options = NO_OPTIONS) -> SmolVLMPromptFormat:
         tiling = _read_tiling(folder, read_image_processor(folder), options)
@@ -61,23 +57,22 @@ FAMILY = SmolVLM()
 
 
 class SmolVLMPreprocessor:
-    def __init__(self, processor: transformers.BaseImageProcessor, tiling: Tiling) -> None:
+    def __init__(self, processor: transformers.BaseImageProcessor, tiling: Tiling, values: np.ndarray) -> None:
         self._processor = processor
         self._tiling = tiling
         self._size = {"longest_edge": tiling.longest_side_px}
+        self._values = values
         self.fingerprint = fingerprint_pixels({**settings_of(processor), "do_pad": True, "size": self._size})
 
     def __call__(self, picture: Image.Image) -> Pixels:
         assert picture.mode == "RGB", picture.mode
         rows, columns = self._tiling.grid(*picture.size)
-        # do_pad changes nothing about one picture, whose tiles are all of one size; without it they come as a list.
-        batch = self._processor(
-            [[picture]], size=self._size, return_tensors="np", return_row_col_info=True, do_pad=True
-        )
+        # do_pad changes nothing about one picture, whose tiles are all of one size, and costs half of the time.
+        batch = self._processor([[picture]], size=self._size, return_row_col_info=True, do_pad=False, **GEOMETRY_ONLY)
         assert (batch["rows"], batch["cols"]) == ([[rows]], [[columns]]), (picture.size, batch["rows"], batch["cols"])
-        tiles = batch["pixel_values"][0]  # (tiles, 3, S, S) float32; its pixel_attention_mask is all ones, see Tiling
+        tiles = np.stack(batch["pixel_values"][0])  # uint8 (tiles, 3, S, S)
         return Pixels(
-            {"pixel_values": tiles},
+            {"tiles": tiles, "values": self._values},
             cost=len(tiles) * self._tiling.patches_per_tile,
             num_tokens=len(tiles) * self._tiling.tokens_per_tile,
         )
@@ -101,73 +96,6 @@ def _read_tiling(folder: Path, processor: transformers.BaseImageProcessor, optio
         )
     tiling = Tiling(tile, vision.patch_size, shuffle, longest, splits=bool(processor.do_image_splitting))
     return tiling if options.max_image_tokens is None else tiling.limited_to(options.max_image_tokens)
-
-
-# --------------------------------------------------------------------------------- tower
-
-
-class SmolVLMTower:
-    def __init__(self, half: PreTrainedModel, fingerprint: str) -> None:
-        self._half = half
-        self.fingerprint = fingerprint
-        self.width: int = half.config.text_config.hidden_size
-        # How a matrix product rounds depends on its number of rows: in float32, 384 px tiles on a CPU differ by 1e-7
-        # with and without neighbours. So pictures share a pass only where that pays and float32 was not asked for.
-        self._shares_passes = half.device.type != "cpu" and half.dtype != torch.float32
-
-    @torch.inference_mode()
-    def encode(self, batch: Sequence[Pixels]) -> list[torch.Tensor]:
-        tiles = [torch.from_numpy(pixels.tensors["pixel_values"]) for pixels in batch]
-        if not self._shares_passes:
-            return [self._encode_tiles(picture) for picture in tiles]
-        features = self._encode_tiles(torch.cat(tiles))
-        return list(torch.split(features, [pixels.num_tokens for pixels in batch]))
-
-    def _encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
-        """(tiles, 3, S, S) to (tiles * tokens_per_tile, D).
-
-        `get_image_features` does the same, but drops tiles of zeros as padding, and a picture may be all zeros.
-        """
-        tiles = tiles.to(self._half.device, self._half.dtype)
-        states = self._half.vision_model(pixel_values=tiles).last_hidden_state  # (tiles, patches, D of the tower)
-        features: torch.Tensor = self._half.connector(states)  # (tiles, tokens_per_tile, D)
-        return features.flatten(0, 1)
-
-
-@cache
-def _vision_half_class(model_type: str) -> type[PreTrainedModel]:
-    """Tower and connector under the names they have in the full model, so that the checkpoint's tensors find them."""
-    if model_type == "idefics3":
-        from transformers.models.idefics3 import modeling_idefics3 as modeling
-
-        family = (modeling.Idefics3PreTrainedModel, modeling.Idefics3VisionTransformer, modeling.Idefics3Connector)
-    else:
-        from transformers.models.smolvlm import modeling_smolvlm
-
-        modeling = modeling_smolvlm
-        family = (modeling.SmolVLMPreTrainedModel, modeling.SmolVLMVisionTransformer, modeling.SmolVLMConnector)
-    pretrained_class, tower_class, connector_class = family
-
-    class VisionHalf(pretrained_class):  # type: ignore[valid-type, misc]
-        _keys_to_ignore_on_load_unexpected = (r".*",)  # the language part's tensors
-
-        def __init__(self, config: PreTrainedConfig) -> None:
-            super().__init__(config)
-            self.vision_model = tower_class._from_config(config.vision_config)
-            self.connector = connector_class(config)
-            self.post_init()
-
-    return VisionHalf
-
-
-def _arithmetic_of(half: PreTrainedModel) -> dict[str, object]:
-    """What decides the features besides weights and pixels: equal in checkpoints that differ in other respects."""
-    config = half.config
-    generic = PreTrainedConfig().to_dict()
-    vision = {key: value for key, value in config.vision_config.to_dict().items() if key not in generic}
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    place = {"device": half.device.type, "dtype": str(half.dtype)}
-    return {"model_type": config.model_type, "vision": vision, "shuffle": config.scale_factor, **versions, **place}
 
 
 # --------------------------------------------------------------------------------- configuration

@@ -1,1 +1,1 @@
-"""Looks at each picture once: `encoder` is the route of a request, `cache` remembers, `batcher` feeds the towers."""
+"""Looks at each picture once: `encoder` is a request's route, `cache` remembers, `line` and `batcher` feed a tower."""

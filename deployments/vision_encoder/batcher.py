@@ -1,4 +1,4 @@
-"""One thread that owns one tower: it takes what waits, as much as fits, whenever it becomes free, and isolates pictures
+"""One thread that owns one tower: whenever it becomes free it takes the next pass of the line, and isolates pictures
 that fail.
 
 No timer: a lone picture never waits for company, and company gathers by itself while the tower is busy.
@@ -10,27 +10,20 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from itertools import accumulate, islice
 
 from deployments.errors import InvalidImage, Overloaded, PartUnavailable, RetinaError
 from deployments.metrics import Metrics
 from deployments.models.family import Pixels
 from deployments.vision_encoder.cache import Features
+from deployments.vision_encoder.line import Job, Line, PassLimits, Piece
 
 RunTower = Callable[[Sequence[Pixels]], list[Features]]
+Split = Callable[[Pixels], Sequence[Pixels]]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    pixels: Pixels
-    future: Future[Features] = field(default_factory=Future)  # cancel() works until the tower has begun
 
 
 class Pace:
@@ -39,35 +32,35 @@ class Pace:
     def __init__(self) -> None:
         self.seconds_per_image = 0.0  # 0: not measured yet
 
-    def observe(self, seconds: float, num_images: int) -> None:
+    def observe(self, seconds: float, num_images: float) -> None:
         measured = seconds / num_images
         self.seconds_per_image = 0.8 * self.seconds_per_image + 0.2 * measured if self.seconds_per_image else measured
 
 
-def num_that_fit(costs: Iterable[int], max_images: int, max_cost: int) -> int:
-    """How many of the first pictures make a batch within both limits; the first alone may exceed the second."""
-    totals = accumulate(islice(costs, max_images))
-    return sum(1 for number, total in enumerate(totals) if number == 0 or total <= max_cost)
+def whole(pixels: Pixels) -> Sequence[Pixels]:
+    return [pixels]
 
 
 class Batcher:
-    """`run_tower` is called in one thread only, inside `thread_context`, with what `num_that_fit` lets through."""
+    """`run_tower` is called in one thread only, inside `thread_context`, with one pass within `limits`.
+
+    `split` cuts a picture into the pieces that may go through the tower apart.
+    """
 
     def __init__(
         self,
         run_tower: RunTower,
-        max_batch_images: int,
-        max_batch_patches: int,
+        limits: PassLimits,
         metrics: Metrics,
         thread_context: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        split: Split = whole,
     ) -> None:
         self._run_tower = run_tower
-        self._max_batch_images = max_batch_images
-        self._max_batch_patches = max_batch_patches
+        self._split = split
         self._metrics = metrics
         self._thread_context = thread_context
         self._changed = threading.Condition()  # guards the two below
-        self._waiting: deque[Job] = deque()
+        self._line = Line(limits)
         self.closing: str | None = None  # why nothing is taken any more, for good; None while all is well
         self.num_running = 0  # pictures in the tower now
         self.pace = Pace()
@@ -77,16 +70,18 @@ class Batcher:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        """Pictures of which the tower has seen nothing yet."""
+        with self._changed:
+            return self._line.num_not_begun
 
     def submit(self, pixels: Pixels) -> Job:
         """Line up a picture; its future gets features, or a RetinaError. Raises PartUnavailable while `closing`."""
-        job = Job(pixels)
+        job = Job(deque(self._split(pixels)))
         job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
         with self._changed:
             if self.closing is not None:
                 raise _stopped()
-            self._waiting.append(job)
+            self._line.add(job)
             self._changed.notify()
         return job
 
@@ -110,64 +105,74 @@ class Batcher:
             # Also when the thread dies of something unforeseen: nobody may wait for it for ever.
             with self._changed:
                 self.closing = self.closing or "the thread of a vision tower has ended"
-                left = [job for job in self._waiting if job.future.set_running_or_notify_cancel()]
-                self._waiting.clear()
+                left = self._line.clear()
             for job in left:
                 job.future.set_exception(_stopped())
 
-    def _take(self) -> list[Job]:
-        """Wait for pictures, then take as many as fit; none when it is time to stop."""
+    def _take(self) -> list[Piece]:
+        """Wait for pictures, then take the next pass; none when it is time to stop."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self.closing is not None)
-            if self.closing is not None:
-                return []
-            costs = (job.pixels.cost for job in self._waiting)
-            num_taken = num_that_fit(costs, self._max_batch_images, self._max_batch_patches)
-            taken = [self._waiting.popleft() for _ in range(num_taken)]
-        return [job for job in taken if job.future.set_running_or_notify_cancel()]
+            self._changed.wait_for(lambda: self._line or self.closing is not None)
+            return self._line.take() if self.closing is None else []
 
-    def _run(self, batch: list[Job]) -> None:
-        self.num_running = len(batch)
+    def _run(self, taken: list[Piece]) -> None:
+        jobs = {piece.job for piece in taken}
+        self.num_running = len(jobs)
         try:
-            self._encode(batch)
+            self._encode(taken)
+        except BaseException:  # something unforeseen ends the thread
+            for job in jobs:
+                self._refuse(job, _stopped())
+            raise
         finally:
             self.num_running = 0
-            for job in batch:
-                if not job.future.done():  # something unforeseen ends the thread
-                    job.future.set_exception(_stopped())
 
-    def _encode(self, batch: list[Job]) -> None:
-        if not batch:
+    def _encode(self, taken: list[Piece]) -> None:
+        if not taken:
             return
         started = time.perf_counter()
         try:
-            results = self._run_tower([job.pixels for job in batch])
+            results = self._run_tower([piece.pixels for piece in taken])
         except Exception as error:  # whatever a tower raises must not end the thread, and is answered to someone below
-            self._isolate(batch, error)
+            self._isolate(taken, error)
             return
-        self.pace.observe(time.perf_counter() - started, len(batch))
-        self._metrics.count("vision_encoder_tower_batches")
-        self._metrics.count("vision_encoder_tower_images", len(batch))
-        for job, features in zip(batch, results, strict=True):
-            job.future.set_result(features)
+        self.pace.observe(time.perf_counter() - started, sum(piece.pixels.cost / piece.job.cost for piece in taken))
+        self._count(taken)
+        for piece, features in zip(taken, results, strict=True):
+            piece.job.accept(features)
 
-    def _isolate(self, batch: list[Job], error: Exception) -> None:
-        """Run the members of a failed batch one by one, so that only the guilty fails."""
-        logger.warning("the tower failed on a batch of %d", len(batch), exc_info=error)
-        if len(batch) > 1:
-            for job in batch:
-                self._encode([job])
+    def _count(self, taken: list[Piece]) -> None:
+        self._metrics.count("vision_encoder_tower_batches")
+        self._metrics.count("vision_encoder_tower_patches", sum(piece.pixels.cost for piece in taken))
+        run = Counter(piece.job for piece in taken)
+        complete = [job for job, number in run.items() if len(job.seen) + number == job.num_pieces]
+        self._metrics.count("vision_encoder_tower_images", len(complete))
+
+    def _isolate(self, taken: list[Piece], error: Exception) -> None:
+        """Run the pieces of a failed pass one by one, so that only the guilty picture fails."""
+        logger.warning("the tower failed on a pass of %d pieces", len(taken), exc_info=error)
+        if len(taken) > 1:
+            for piece in taken:
+                if not piece.job.future.done():  # by an earlier piece
+                    self._encode([piece])
             return
         answer = blame(error)
         if isinstance(answer, PartUnavailable):
             self.fault = repr(error)
             self._end("the device of a vision tower failed for good")
-        batch[0].future.set_exception(answer)
+        self._refuse(taken[0].job, answer)
+
+    def _refuse(self, job: Job, error: RetinaError) -> None:
+        """Answer a picture that has begun, and let go of its pieces that wait."""
+        with self._changed:
+            self._line.remove(job)
+        if not job.future.done():
+            job.future.set_exception(error)
 
     def _forget(self, job: Job) -> None:
         """Let go of the pixels of a cancelled job at once, not only when its turn comes."""
-        with self._changed, contextlib.suppress(ValueError):  # the thread may have taken it
-            self._waiting.remove(job)
+        with self._changed:
+            self._line.remove(job)
 
 
 def blame(error: Exception) -> RetinaError:

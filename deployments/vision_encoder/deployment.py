@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from deployments.vision_encoder.open import open_vision_encoder
 
 
 class VisionEncoderReplica:
-    def __init__(self, config: RetinaConfig) -> None:
+    async def __init__(self, config: RetinaConfig) -> None:  # type: ignore[misc]
+        """Serve awaits this. In a thread: the loop that waits here is the one by which Serve reaches the replica."""
         configure_logging()
         images = open_image_store(config.images, Path(config.data_dir))
-        self._encoder = open_vision_encoder(config, images)
+        self._encoder = await asyncio.to_thread(open_vision_encoder, config, images)
 
     async def encode(self, request: EncodeRequest) -> ImageFeatures:
         return await self._encoder.encode(request)

@@ -25,9 +25,9 @@ from deployments.errors import (
 )
 from deployments.metrics import Metrics
 from deployments.types import EncodeRequest, FeatureSource, ImageFeatures, ImageStore, Json
-from deployments.vision_encoder.batcher import Job
 from deployments.vision_encoder.cache import FeatureCache, Features, open_feature_cache
 from deployments.vision_encoder.lanes import Lane, open_lane
+from deployments.vision_encoder.line import Job
 from deployments.vision_encoder.preparer import Preparer
 from deployments.vision_encoder.towers import LoadedTower, load_towers, share_towers, torch_thread
 
@@ -75,7 +75,7 @@ class Encoder:
         self._lane_of = {model: lane for lane in self._lanes for model in lane.shared.models}
         self._flights: dict[str, Flight] = {}  # by feature key
         self._refused: LRUCache[str, InvalidImage] = LRUCache(MAX_REFUSED)  # by feature key
-        self._preparer = Preparer(images, config.images, self._config.preprocess_threads)
+        self._preparer = Preparer(images, config.images, self._config.num_preprocess_threads)
         self._is_closed = False
 
     async def encode(self, request: EncodeRequest) -> ImageFeatures:
@@ -90,7 +90,9 @@ class Encoder:
             self._metrics.count("vision_encoder_requests", label=_outcome(error))
             raise
         self._metrics.count("vision_encoder_requests", label=outcome)
-        return ImageFeatures(features.array, features.dtype, source, (time.perf_counter() - started) * 1000)
+        encode_ms = (time.perf_counter() - started) * 1000
+        tower = self._lane_of[request.model].name
+        return ImageFeatures(features.array, features.dtype, source, encode_ms, tower)
 
     @property
     def closing(self) -> str | None:

@@ -12,6 +12,7 @@ from deployments.metrics import Metrics
 from deployments.types import Json
 from deployments.vision_encoder.batcher import Batcher
 from deployments.vision_encoder.cache import feature_key
+from deployments.vision_encoder.line import ONE_PIECE, PassLimits
 from deployments.vision_encoder.towers import SharedTower
 
 
@@ -25,6 +26,11 @@ class Lane:
         """Under which the features that this tower gives of the picture are kept."""
         return feature_key(tenant, image_id, *self.shared.loaded.identity)
 
+    @property
+    def name(self) -> str:
+        """Equal in all replicas whose features of a picture are equal."""
+        return "-".join(self.shared.loaded.identity)
+
     def describe(self) -> Json:
         loaded = self.shared.loaded
         return {
@@ -34,6 +40,7 @@ class Lane:
             "width": loaded.tower.width,
             "dtype": loaded.dtype,
             "device": loaded.device,
+            "shares_passes": self.shared.shares_passes,
             "waiting": self.batcher.num_waiting,
             "running": self.batcher.num_running,
             "ms_per_image": round(self.batcher.pace.seconds_per_image * 1000, 3),
@@ -48,5 +55,6 @@ def open_lane(
     tower_thread: Callable[[], AbstractContextManager[None]],
 ) -> Lane:
     """Starts the tower's thread; `batcher.close()` ends it."""
-    batcher = Batcher(shared.run, config.max_batch_images, config.max_batch_patches, metrics, tower_thread)
+    limits = PassLimits(config.max_batch_images, config.max_batch_patches) if shared.shares_passes else ONE_PIECE
+    batcher = Batcher(shared.run, limits, metrics, tower_thread, shared.split)
     return Lane(shared, batcher, asyncio.Semaphore(2 * config.max_batch_images))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deployments.config import RetinaConfig
-from deployments.models.family import Options, Pixels, Preprocessor, Tower
+from deployments.models.family import Options, Pixels, Preprocessor, SplittingTower, Tower
 from deployments.models.placement import resolve_device, resolve_dtype
 from deployments.models.registry import open_family
 from deployments.models.sources import checkpoint_folder, picture_options
@@ -46,8 +46,18 @@ class SharedTower:
     loaded: LoadedTower
     models: tuple[str, ...]  # that see through it, in the order of the configuration
 
+    @property
+    def shares_passes(self) -> bool:
+        """Whether it pays to send several pictures through the tower together."""
+        return self.loaded.tower.shares_passes
+
+    def split(self, pixels: Pixels) -> Sequence[Pixels]:
+        """The pieces of a picture that may go through the tower apart; their features in a row are the picture's."""
+        tower = self.loaded.tower
+        return tower.split(pixels) if isinstance(tower, SplittingTower) else [pixels]
+
     def run(self, batch: Sequence[Pixels]) -> list[Features]:
-        """Features of each picture. Only for the thread that owns the tower."""
+        """Features of each picture or piece. Only for the thread that owns the tower."""
         results = self.loaded.tower.encode(batch)
         if len(results) != len(batch):
             raise RuntimeError(f"the tower gave {len(results)} results for {len(batch)} pictures")
@@ -104,15 +114,19 @@ def torch_thread(num_threads: int) -> Iterator[None]:
 
 
 def to_features(result: torch.Tensor | np.ndarray, dtype: FeatureDtype) -> Features:
-    """A copy of its own, (image_tokens, D): a view would keep the whole batch in memory. The one place that knows
-    tensors; towers without torch may give arrays."""
+    """(image_tokens, D) in one piece of memory. The one place that knows tensors; towers without torch may give arrays.
+
+    Copied only where it is a view of more, which would stay in memory with it: of a pass with others.
+    """
     if isinstance(result, np.ndarray):
         return freeze(result.copy(), dtype)
     import torch
 
-    tensor = result.detach().to("cpu")
+    tensor = result.detach().to("cpu").contiguous()
+    if tensor.untyped_storage().nbytes() > tensor.nbytes:
+        tensor = tensor.clone()
     bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-    return freeze(bits.numpy().copy(), dtype)
+    return freeze(bits.numpy(), dtype)
 
 
 def _load_once(

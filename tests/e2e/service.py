@@ -70,11 +70,12 @@ def wait_for(condition: Callable[[], object], within_s: float, what: str) -> Non
 
 @dataclass
 class Service:
-    """One `serve run`. `start` and `stop` may be called in turn; the data folder outlives both."""
+    """One `serve run` or the like. `start` and `stop` may be called in turn; the data folder outlives both."""
 
     config: Path
     port: int
     log: Path
+    command: tuple[str | Path, ...] = (BIN / "serve", "run")  # the config follows
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     ready_s: float = field(default=0.0, init=False)  # from the last start to readiness
 
@@ -91,7 +92,7 @@ class Service:
     def launch(self) -> None:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [BIN / "serve", "run", str(self.config)],
+                [*self.command, str(self.config)],
                 cwd=ROOT,
                 env=ray_environment(),
                 stdout=log,

@@ -100,16 +100,23 @@ OpenEngine = Callable[..., "Engine"]
 
 
 @pytest.fixture
+def whole_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes as many prompt tokens as `prefill_chunk_tokens` says, however long it takes."""
+    monkeypatch.setattr("deployments.generator.chunk_pace.ChunkPace.tokens", lambda pace, num_decoding: pace.max_tokens)
+
+
+@pytest.fixture
 def open_test_engine(language: WatchedLanguage) -> Iterator[OpenEngine]:
     """open_test_engine(encoder=, prompts=, **config keys); each engine must be idle and sound when the test ends."""
     from deployments.generator.engine import Engine
 
     engines: list[Engine] = []
 
-    def open_engine(encoder: Any = None, prompts: Any = None, **config: Any) -> Engine:
+    def open_engine(encoder: Any = None, prompts: Any = None, open_mask: Any = None, **config: Any) -> Engine:
         defaults: dict[str, Any] = {"num_slots": 4, "max_context_tokens": 400, "prefill_chunk_tokens": 64}
         section = GeneratorConfig.model_validate(defaults | config)
-        engine = Engine(language, prompts or LetterPrompts(), encoder or LetterEncoder(), section, model="tiny")
+        parts = (language, prompts or LetterPrompts(), encoder or LetterEncoder())
+        engine = Engine(*parts, section, model="tiny", open_mask=open_mask)
         engines.append(engine)
         return engine
 

@@ -173,13 +173,21 @@ def mixed_requests(max_new_tokens: int = 24) -> list[GenerateRequest]:
     ]
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What goes through the model at once."""
+
+    num_decodes: int  # rows of one token each
+    chunks: tuple[int, ...] = ()  # tokens of each stretch of a prompt
+
+
 @dataclass
 class WatchedLanguage:
     """A language model whose passes a test can see, hold and break. `hook` runs on the engine's thread."""
 
     inner: Any
-    hook: Callable[[torch.Tensor], None] = lambda embeddings: None
-    passes: list[tuple[int, int]] = field(default_factory=list)  # (B, S)
+    hook: Callable[[Pass], None] = lambda begun: None
+    passes: list[Pass] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -188,11 +196,23 @@ class WatchedLanguage:
         embeddings: torch.Tensor = self.inner.embed(token_ids)
         return embeddings
 
+    def run(self, embeddings: torch.Tensor, positions: Any, attend: Any, last: Any) -> Output:
+        pieces = getattr(attend, "_pieces", ())  # decode steps of fixed shape have none
+        chunks = tuple(piece.length for piece in pieces)
+        self._begin(Pass(len(embeddings) - sum(chunks), chunks))
+        output: Output = self.inner.run(embeddings, positions, attend, last)
+        return output
+
     def forward(self, embeddings: torch.Tensor, positions: Any, cache: Any, mask: Any) -> Output:
-        self.passes.append((embeddings.shape[0], embeddings.shape[1]))
-        self.hook(embeddings)
+        """The slow twin's: one sequence, and its first pass is its whole prompt."""
+        assert len(embeddings) == 1
+        self._begin(Pass(0, (embeddings.shape[1],)) if mask.shape[2] == mask.shape[3] else Pass(1))
         output: Output = self.inner.forward(embeddings, positions, cache, mask)
         return output
+
+    def _begin(self, begun: Pass) -> None:
+        self.passes.append(begun)
+        self.hook(begun)
 
 
 class Turnstile:
@@ -203,7 +223,7 @@ class Turnstile:
         self._allowed = threading.Semaphore(0)
         self._is_open = False
 
-    def __call__(self, embeddings: torch.Tensor) -> None:
+    def __call__(self, begun: Pass) -> None:
         self._waiting.release()
         if not self._is_open:
             assert self._allowed.acquire(timeout=WAIT_S), "the test left a pass waiting"

@@ -38,6 +38,16 @@ LIMITS = GeneratorConfig(max_new_tokens=512, max_stop_strings=8, max_stop_chars=
         ("repetition_penalty", 10.1, "at most 10"),
         ("repetition_penalty", math.nan, "more than 0"),
         ("repetition_penalty", math.inf, "at most 10"),
+        ("min_p", -0.1, "0 \\(keep all\\) to 1"),
+        ("min_p", 1.1, "to 1"),
+        ("min_p", math.nan, "to 1"),
+        ("presence_penalty", 2.1, "-2 to 2"),
+        ("presence_penalty", -math.inf, "-2 to 2"),
+        ("frequency_penalty", -2.1, "-2 to 2"),
+        ("frequency_penalty", math.nan, "-2 to 2"),
+        ("num_logprobs", -1, "0 to 20"),
+        ("num_logprobs", 21, "0 to 20"),
+        ("num_logprobs", True, "whole number"),
         ("stop", ("a",) * 9, "at most 8"),
         ("stop", ("a", ""), "at least one character"),
         ("stop", ("a", "b" * 21), "21 characters; at most 20"),
@@ -46,8 +56,9 @@ LIMITS = GeneratorConfig(max_new_tokens=512, max_stop_strings=8, max_stop_chars=
 def test_what_is_wrong_is_named(field: str, value: Any, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words) as caught:
         check_sampling(SamplingParams(**{field: value}), LIMITS)
-    assert caught.value.param == field
-    assert field in caught.value.message
+    name = field.removeprefix("num_") if field == "num_logprobs" else field  # as clients say it
+    assert caught.value.param == name
+    assert name in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -58,6 +69,8 @@ def test_what_is_wrong_is_named(field: str, value: Any, words: str) -> None:
         SamplingParams(temperature=1, top_p=1, seed=2**63 - 1, max_new_tokens=512, stop=("x" * 20,) * 8),
         SamplingParams(repetition_penalty=1e-6),
         SamplingParams(repetition_penalty=10),
+        SamplingParams(min_p=1, presence_penalty=-2, frequency_penalty=-2, num_logprobs=0),
+        SamplingParams(temperature=1, min_p=1e-9, presence_penalty=2, frequency_penalty=2.0, num_logprobs=20),
     ],
 )
 def test_the_extremes_are_allowed(sampling: SamplingParams) -> None:
@@ -129,6 +142,10 @@ def test_the_checkpoint_speaks_where_the_request_is_silent() -> None:
         (DetectTask("cat"), {"temperature": 0.5}, "temperature"),
         (PointTask("cat"), {"repetition_penalty": 1.2}, "repetition_penalty"),
         (DetectTask("cat"), {"stop": ("x",)}, "stop"),
+        (DetectTask("cat"), {"presence_penalty": 0.1}, "presence_penalty"),
+        (PointTask("cat"), {"frequency_penalty": -0.1}, "frequency_penalty"),
+        (PointTask("cat"), {"min_p": 0.1}, "min_p"),
+        (DetectTask("cat"), {"num_logprobs": 0}, "logprobs"),
     ],
 )
 def test_a_task_that_cannot_be_meant_is_refused(task: Task, sampling: dict[str, Any], param: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deployments.errors import InvalidRequest
 from deployments.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -34,12 +35,35 @@ class Broken:
 class Row:
     """What choosing sees of a sequence."""
 
-    rng = None
-    sampling = SamplingParams()
+    def __init__(self, rules: Any = None, mask: Any = None, **sampling: Any) -> None:
+        from deployments.generator.sampling import open_rng
 
-    def __init__(self, rules: Any = None) -> None:
-        self.rules = rules
+        self.sampling = SamplingParams(**sampling)
+        self.rng = open_rng(self.sampling)
+        self.rules, self.mask = rules, mask
         self.repetition: Any = None
+        self.discount: Any = None
+        self.scores: Any = None
+        self.token_ids: list[int] = []
+
+
+class Allowing:
+    """A mask of these tokens, or one that breaks."""
+
+    def __init__(self, *token_ids: int, fails_in: str = "") -> None:
+        self._token_ids, self._fails_in = token_ids, fails_in
+        self.accepted: list[int] = []
+
+    def fill(self, words: torch.Tensor) -> None:
+        if self._fails_in == "fill":
+            raise ZeroDivisionError
+        for token_id in self._token_ids:
+            words[0, token_id // 32] |= 1 << token_id % 32
+
+    def accept(self, token_id: int) -> None:
+        if self._fails_in == "accept":
+            raise ZeroDivisionError
+        self.accepted.append(token_id)
 
 
 def output(rows: list[list[float]], hidden: list[list[float]] | None = None) -> Output:
@@ -117,3 +141,78 @@ def test_logits_need_not_lie_side_by_side() -> None:
     step = chosen((rows, Output(logits)))
     assert [token_id for _, token_id in step.tokens] == [2, 2]
     assert rows[0].repetition.token_ids.tolist() == [1, 2]
+
+
+def test_masks_hold_for_their_own_rows_and_hear_what_was_chosen() -> None:
+    masks = [Allowing(0), Allowing(1, 2)]
+    free, first, second = Row(), Row(mask=masks[0]), Row(Forbidding(2), masks[1])
+    step = chosen(([free, first], output([[0, 1, 9], [0, 1, 9]])), ([second], output([[0, 1, 9]])))
+    assert step.tokens == [(free, 2), (first, 0), (second, 1)]
+    assert [mask.accepted for mask in masks] == [[0], [1]]
+
+
+@pytest.mark.parametrize("way", ["fill", "accept"])
+def test_a_broken_mask_fails_its_own_row(way: str) -> None:
+    free, broken = Row(), Row(mask=Allowing(0, 1, fails_in=way))
+    step = chosen(([broken, free], output([[0, 1], [0, 1]])))
+    assert step.tokens == [(free, 1)]
+    [(sequence, error)] = step.failures
+    assert sequence is broken
+    assert isinstance(error, ZeroDivisionError)
+
+
+def test_a_mask_that_allows_nothing_fails_its_own_row() -> None:
+    """Bits beyond the vocabulary allow nothing either."""
+    free, broken, beyond = Row(), Row(mask=Allowing()), Row(mask=Allowing(2, 31))
+    broken.token_ids = [7, 8]
+    step = chosen(([broken, free, beyond], output([[0, 1], [0, 1], [0, 1]])))
+    assert step.tokens == [(free, 1)]
+    assert [sequence for sequence, _ in step.failures] == [broken, beyond]
+    assert all(isinstance(error, InvalidRequest) for _, error in step.failures)
+    assert str(step.failures[0][1]) == "the grammar allows nothing after 2 tokens, not even an end"
+
+
+def test_a_row_that_is_no_number_is_told_to_nobody() -> None:
+    mask = Allowing(0, 1)
+    broken = Row(mask=mask)
+    step = chosen(([broken], output([[float("nan"), 0]])))
+    assert step.tokens == [(broken, -1)]
+    assert mask.accepted == []
+
+
+def test_log_probabilities_are_of_what_the_model_said() -> None:
+    """Not of what mask, rules, penalties and temperature made of it; and only of rows that asked."""
+    import torch
+
+    from deployments.generator.penalties import Discount
+
+    given = [[1.0, 3.0, 2.0, 0.0]]
+    asking = Row(Forbidding(1), Allowing(0, 1, 2), num_logprobs=2, temperature=1e-6, seed=1)
+    asking.discount = Discount(2.0, 0.0, max_tokens=3, device=torch.device("cpu"))
+    asking.discount.add(2)
+    plain = Row()
+    step = chosen(([plain], output(given)), ([asking], output(given)))
+    assert step.tokens == [(plain, 1), (asking, 0)]
+    assert plain.scores is None
+    logprobs = torch.tensor(given[0]).log_softmax(dim=-1).tolist()
+    assert asking.scores.chosen == pytest.approx(logprobs[0], abs=1e-6)
+    assert [token_id for token_id, _ in asking.scores.top] == [1, 2]
+    assert [logprob for _, logprob in asking.scores.top] == pytest.approx(logprobs[1:3], abs=1e-6)
+
+
+def test_penalties_come_before_masks_and_draws() -> None:
+    """The same draw of the one best token, with and without."""
+    import torch
+
+    from deployments.generator.penalties import Discount
+    from deployments.generator.repetition import Repetition
+
+    drawn = {"temperature": 0.5, "top_k": 1, "seed": 4}
+    rows = [Row(**drawn), Row(**drawn), Row(mask=Allowing(0, 1), **drawn)]
+    for row in rows[1:]:
+        row.discount = Discount(0.5, 0.5, max_tokens=9, device=torch.device("cpu"))
+        row.discount.add(2)
+        row.repetition = Repetition(2.0, [2], max_more=9, vocab_size=3, device=torch.device("cpu"))
+    step = chosen((rows, output([[0.0, 0.6, 3.0], [0.0, 0.6, 3.0], [0.7, 0.6, 3.0]])))
+    assert [token_id for _, token_id in step.tokens] == [2, 1, 0]  # 3 / 2 - 1 is less than 0.6
+    assert sorted(rows[1].discount.token_ids.tolist()) == [1, 2]

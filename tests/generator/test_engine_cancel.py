@@ -10,6 +10,7 @@ from generator.letters import (
     WAIT_S,
     EndlessPrompts,
     LetterEncoder,
+    Pass,
     Turnstile,
     WatchedLanguage,
     ask,
@@ -43,16 +44,16 @@ async def test_cancel_while_decoding_frees_the_slot_within_a_step(
     await anext(stream)
     first = asyncio.create_task(anext(other))
     await until(lambda: len(engine._worker.sequences()) == 2)
-    for _ in range(3):  # the pass that is under way; then the other's prefill, and a decode beside it
+    for _ in range(2):  # the pass that is under way; then the other's prefill, and a decode beside it
         turnstile.let_one_through()
     await first
-    await until(lambda: language.passes[-1] == (2, 1))
+    await until(lambda: language.passes[-1] == Pass(2))
     await stream.aclose()  # a pass of both is under way
     num_passes = len(language.passes)
     turnstile.open()
     await anext(other)
     await until(lambda: len(language.passes) > num_passes)
-    assert {batch for batch, _ in language.passes[num_passes:]} == {1}, "the very next step computes without it"
+    assert {each.num_decodes for each in language.passes[num_passes:]} == {1}, "the very next step computes without it"
     assert (await engine.statistics())["free_slots"] == 3
     assert await cancelled(engine) == {"decode": 1}
     await other.aclose()
@@ -100,7 +101,7 @@ async def test_cancel_in_the_middle_of_prefill(
             await task
         turnstile.open()
     assert await asyncio.to_thread(engine.wait_idle, WAIT_S)
-    assert language.passes == [(1, 16)] * 2
+    assert language.passes == [Pass(0, (16,))] * 2
     assert await cancelled(engine) == {"prefill": 1}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,9 @@ from generator.letters import (
     WAIT_S,
     EndlessPrompts,
     LetterEncoder,
+    LetterPrompts,
+    Pass,
+    Turnstile,
     WatchedLanguage,
     ask,
     features_of,
@@ -27,9 +30,6 @@ from generator.letters import (
 
 from deployments.errors import ImageNotFound, PartUnavailable, RetinaError
 from deployments.types import GenerateRequest, ImageFeatures
-
-if TYPE_CHECKING:
-    import torch
 
 pytestmark = pytest.mark.torch
 Reference = Callable[[GenerateRequest], list[int]]
@@ -84,33 +84,64 @@ async def test_features_that_are_no_numbers_fail_their_request_alone(
     assert [to_ids(answer.text) for answer in answers] == [reference(request) for request in good[:4]]
 
 
+def break_if(condition: Callable[[Pass], bool]) -> Callable[[Pass], None]:
+    def hook(begun: Pass) -> None:
+        if condition(begun):
+            raise RuntimeError("out of luck")
+
+    return hook
+
+
+@pytest.mark.usefixtures("whole_chunks")
 @pytest.mark.parametrize("mode", ["batch", "simple"])
 async def test_a_fault_in_prefill_fails_that_request_alone(
     open_test_engine: Any, reference: Reference, language: WatchedLanguage, mode: str
 ) -> None:
-    def break_prompts_of_31(embeddings: torch.Tensor) -> None:
-        if embeddings.shape[1] == 31:
-            raise RuntimeError("out of luck")
-
-    language.hook = break_prompts_of_31
+    """Also when its prompt goes through the model together with the next token of a neighbour."""
+    language.hook = break_if(lambda begun: 31 in begun.chunks)
     engine = open_test_engine(mode=mode)
     good = mixed_requests()[3]
     async with reading(engine, good) as neighbour:
-        await until(lambda: (1, 1) in language.passes)  # its prompt is done and shares no chunk with the next one
+        await until(lambda: Pass(1) in language.passes)  # its prompt is done and shares no chunk with the next one
         with pytest.raises(RetinaError, match="engine failed"):
             await read(engine.stream(ask("z" * 30)))
         assert to_ids((await neighbour).text) == reference(good)
     assert (await engine.statistics())["metrics"]["generator_requests.failed"] == 1
 
 
+@pytest.mark.usefixtures("whole_chunks")
+async def test_of_several_prompts_in_one_pass_only_the_faulty_one_fails(
+    open_test_engine: Any,
+    reference: Reference,
+    language: WatchedLanguage,
+    turnstile: Turnstile,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = open_test_engine(num_slots=8, prefill_chunk_tokens=200)
+    running, good = mixed_requests()[11], mixed_requests()[:3]
+    async with reading(engine, running) as neighbour:
+        await turnstile.wait_for_pass()
+        together = [read(engine.stream(request)) for request in [*good[:2], ask("z" * 30), good[2]]]
+        answers = asyncio.gather(*together, return_exceptions=True)
+        await until(lambda: len(engine._worker.sequences()) == 5)
+        language.hook = break_if(lambda begun: 31 in begun.chunks)
+        turnstile.open()
+        first, second, bad, last = await answers
+        assert to_ids((await neighbour).text) == reference(running)
+    assert (type(bad), str(bad)) == (RetinaError, "the engine failed while it computed this request; its log says why")
+    assert [to_ids(answer.text) for answer in (first, second, last)] == [reference(request) for request in good]
+    lengths = [
+        len(LetterPrompts().build(request.messages).token_ids) for request in [*good[:2], ask("z" * 30), good[2]]
+    ]
+    apart = [Pass(1), *(Pass(0, (length,)) for length in lengths)]
+    assert language.passes[1:7] == [Pass(1, tuple(lengths)), *apart]
+    assert "a pass over 5 parts failed; each is tried alone" in caplog.text
+
+
 async def test_a_fault_in_decode_fails_the_batch_and_the_engine_goes_on(
     open_test_engine: Any, reference: Reference, language: WatchedLanguage
 ) -> None:
-    def break_pairs(embeddings: torch.Tensor) -> None:
-        if embeddings.shape[:2] == (2, 1):
-            raise RuntimeError("out of luck")
-
-    language.hook = break_pairs
+    language.hook = break_if(lambda begun: begun == Pass(2))
     engine = open_test_engine(prompts=EndlessPrompts())
     pair = (read(engine.stream(ask(text, max_new_tokens=50))) for text in ("abc", "xyz"))
     results = await asyncio.gather(*pair, return_exceptions=True)
@@ -118,6 +149,45 @@ async def test_a_fault_in_decode_fails_the_batch_and_the_engine_goes_on(
     assert await asyncio.to_thread(engine.wait_idle, WAIT_S)
     assert engine.check() == ()
     assert await read(engine.stream(ask("abc", max_new_tokens=5)))
+
+
+@pytest.mark.usefixtures("whole_chunks")
+async def test_a_fault_in_decode_spares_the_prompts_beside_it(
+    open_test_engine: Any, reference: Reference, language: WatchedLanguage, turnstile: Turnstile
+) -> None:
+    """A new prompt moves up into the slots of those who failed and answers as if it had been alone."""
+    engine = open_test_engine(num_slots=8)
+    good = [mixed_requests()[4], mixed_requests()[2]]
+    pair = [asyncio.create_task(read(engine.stream(ask(text, max_new_tokens=50)))) for text in ("abc", "xyz")]
+    await turnstile.wait_for_pass()
+    await until(lambda: len(engine._worker.sequences()) == 2)
+    while language.passes[-1] != Pass(2):
+        turnstile.let_one_through()
+        await turnstile.wait_for_pass()
+    newcomers = asyncio.gather(*(read(engine.stream(request)) for request in good))
+    await until(lambda: len(engine._worker.sequences()) == 4)
+    language.hook = break_if(lambda begun: begun.num_decodes == 2)
+    turnstile.open()
+    results = await asyncio.gather(*pair, return_exceptions=True)
+    language.hook = lambda begun: None
+    assert [type(result) for result in results] == [RetinaError] * 2
+    assert [to_ids(answer.text) for answer in await newcomers] == [reference(request) for request in good]
+
+
+@pytest.mark.parametrize("mode", ["batch", "simple"])
+async def test_a_fault_that_stays_fails_everybody_and_nobody_for_longer(
+    open_test_engine: Any, reference: Reference, language: WatchedLanguage, mode: str
+) -> None:
+    language.hook = break_if(lambda begun: True)
+    engine = open_test_engine(mode=mode)
+    answers = (read(engine.stream(request)) for request in mixed_requests())
+    results = await asyncio.gather(*answers, return_exceptions=True)
+    assert [type(result) for result in results] == [RetinaError] * 12
+    assert await asyncio.to_thread(engine.wait_idle, WAIT_S)
+    assert engine.check() == ()
+    language.hook = lambda begun: None
+    answers = (read(engine.stream(request)) for request in mixed_requests())
+    assert [to_ids(answer.text) for answer in await asyncio.gather(*answers)] == list(map(reference, mixed_requests()))
 
 
 async def test_a_fault_in_decoding_text_fails_that_request_alone(open_test_engine: Any) -> None:

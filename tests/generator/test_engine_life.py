@@ -156,6 +156,11 @@ async def test_check_sees_what_is_left_behind(open_test_engine: Any, turnstile: 
         assert engine.check() == ("request left is still live", "sequence left is still in the worker")
         turnstile.open()
         await task
-    engine._worker.runner._cache.slot_layers[1].values[2, 0, 7] = 1
+    engine._worker.runner._cache.slot(2)[1, 1, 0, 7] = 1
     assert engine.check() == ("KV slots [2] are not clear",)
     engine._worker.runner._cache.clear(2, 8)
+    prefix = engine._worker.runner.prefix
+    prefix.remember("realm", [(0, 1)] * 16, 0)
+    match = prefix.match("realm", [(0, 1)] * 17, least=0)
+    assert engine.check() == (f"block {match.blocks[0]} has 1 pins",)
+    prefix.unpin(match)

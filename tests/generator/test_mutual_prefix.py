@@ -12,6 +12,7 @@ import pytest
 from generator.letters import (
     PLACEHOLDER,
     LetterPrompts,
+    Pass,
     WatchedLanguage,
     ask,
     features_of,
@@ -81,10 +82,10 @@ def test_the_mask_matters(one_shot: Any) -> None:
 async def test_the_beginning_is_computed_in_one_pass(open_test_engine: Any, language: WatchedLanguage) -> None:
     engine = open_test_engine(prompts=MutualPrompts(), prefill_chunk_tokens=16)
     await read(engine.stream(ask("z" * 119, max_new_tokens=1)))  # 120 tokens, 40 of them mutual
-    assert language.passes == [(1, 48), (1, 16), (1, 16), (1, 16), (1, 16), (1, 8)]
+    assert [each.chunks for each in language.passes] == [(48,), (16,), (16,), (16,), (16,), (8,)]
 
 
-async def test_neighbours_go_on_between_its_passes(open_test_engine: Any, language: WatchedLanguage) -> None:
+async def test_neighbours_go_on_in_its_passes(open_test_engine: Any, language: WatchedLanguage) -> None:
     class Endless(MutualPrompts):
         stop_token_ids = frozenset()
 
@@ -95,7 +96,6 @@ async def test_neighbours_go_on_between_its_passes(open_test_engine: Any, langua
     long = asyncio.create_task(read(engine.stream(ask("the quick brown fox " * 10, max_new_tokens=2))))
     assert [chunk async for chunk in running]
     await long
-    between = language.passes[before:]
-    prefills = [index for index, (_, size) in enumerate(between) if size > 1]
-    assert between[prefills[0]] == (1, 80), "67 mutual tokens"
-    assert all(between[index + 1][1] == 1 for index in prefills[:-1]), "a decode after every pass"
+    beside = [each for each in language.passes[before:] if each.chunks]
+    assert beside[0] == Pass(1, (80,)), "67 mutual tokens"
+    assert beside[1:] == [Pass(1, (16,))] * 7 + [Pass(1, (9,))], "a token of the running answer with every chunk"

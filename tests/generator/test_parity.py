@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from generator.watched import Answer, Watched, check_each_alone, check_in_a_crowd, open_watched
 
-from deployments.config import GeneratorConfig
 from deployments.types import (
     EncodeRequest,
     GenerateRequest,
@@ -121,10 +120,10 @@ def expected(folder: Path) -> list[Answer]:
     return [answer_of(original, number) for number in range(len(QUESTIONS))]
 
 
-@pytest.fixture(params=["batch", "simple"])
+@pytest.fixture(params=["batch", "packed", "simple"])
 def watched(request: pytest.FixtureRequest, folder: Path) -> Iterator[Watched]:
-    config = GeneratorConfig(mode=request.param, num_slots=5, prefill_chunk_tokens=96, max_context_tokens=1024)
-    with open_watched("smolvlm", folder, TowerEncoder(folder), config) as opened:
+    settings = {"num_slots": 5, "prefill_chunk_tokens": 96, "max_context_tokens": 1024}
+    with open_watched("smolvlm", folder, TowerEncoder(folder), request.param, **settings) as opened:
         yield opened
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from generator.watched import Answer, Watched, check_each_alone, check_in_a_crowd, open_watched
 
-from deployments.config import GeneratorConfig
 from deployments.errors import PartUnavailable
 from deployments.types import (
     CaptionTask,
@@ -127,10 +126,10 @@ def expected(original: Original) -> list[Answer]:
     return [answer_of(original, question) for question in QUESTIONS]
 
 
-@pytest.fixture(params=["batch", "simple"])
+@pytest.fixture(params=["batch", "packed", "simple"])
 def watched(request: pytest.FixtureRequest, original: Original, tower_folder: Path) -> Iterator[Watched]:
-    config = GeneratorConfig(mode=request.param, num_slots=5, prefill_chunk_tokens=24, max_context_tokens=512)
-    with open_watched("llava", original.folder, TowerEncoder(tower_folder), config) as opened:
+    settings = {"num_slots": 5, "prefill_chunk_tokens": 24, "max_context_tokens": 512}
+    with open_watched("llava", original.folder, TowerEncoder(tower_folder), request.param, **settings) as opened:
         yield opened
 
 
@@ -154,9 +153,9 @@ async def test_features_that_are_projected_already_are_refused(watched: Watched,
         async def encode(self, request: EncodeRequest) -> ImageFeatures:
             return ImageFeatures(np.zeros((16, 64), np.float32), "float32", "memory", 0.0)
 
-    own = watched.engine._encoder
-    watched.engine._encoder = Foreign.__new__(Foreign)
+    own = watched.engine._builder._encoder
+    watched.engine._builder._encoder = Foreign.__new__(Foreign)
     with pytest.raises(PartUnavailable, match="64 wide, the language model takes 48"):
         await watched.ask(to_request(2))
-    watched.engine._encoder = own
+    watched.engine._builder._encoder = own
     assert await watched.ask(to_request(2)) == expected[2]

@@ -158,15 +158,20 @@ def encoders(build: Build) -> Callable[[int], SeenPictures]:
 
 @pytest.fixture
 def open_moondream(build: Build, encoders: Callable[[int], SeenPictures]) -> Iterator[Callable[..., Any]]:
-    """open_moondream(part, **config keys); each engine must be idle and sound when the test ends."""
+    """open_moondream(part, is_packed=, **config keys); each engine must be idle and sound when the test ends.
+
+    Packed, its weights are as they are when it is served from a CPU.
+    """
     from deployments.generator.engine import Engine
     from deployments.models.registry import open_family
 
     family, engines = open_family("moondream"), []
 
-    def open_engine(part: int, **config: Any) -> Engine:
+    def open_engine(part: int, *, is_packed: bool = False, **config: Any) -> Engine:
         folder = build(part)
         prompts, language = family.open_prompt_format(folder), family.open_language(folder, "cpu", "float32")
+        if is_packed:
+            language.pack()
         engine = Engine(language, prompts, encoders(part), GeneratorConfig(max_context_tokens=2048, **config))
         engines.append(engine)
         return engine
@@ -185,9 +190,10 @@ async def ask_all(engine: Any, cases: list[Case]) -> None:
         check(answer, expected)
 
 
+@pytest.mark.parametrize("is_packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("part", range(len(PARTS)))
-async def test_all_tasks_in_one_batch(open_moondream: Any, part: int) -> None:
-    engine = open_moondream(part, num_slots=7)
+async def test_all_tasks_in_one_batch(open_moondream: Any, part: int, is_packed: bool) -> None:
+    engine = open_moondream(part, is_packed=is_packed, num_slots=7)
     cases = cases_of(part)
     random.Random(part).shuffle(cases)
     await ask_all(engine, cases)

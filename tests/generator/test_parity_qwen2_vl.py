@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from generator.watched import Answer, Watched, check_each_alone, check_in_a_crowd, open_watched
 
-from deployments.config import GeneratorConfig
 from deployments.errors import InvalidImage
 from deployments.types import (
     CaptionTask,
@@ -123,10 +122,10 @@ def expected(original: Original) -> list[Answer]:
     return [answer_of(original, question) for question in QUESTIONS]
 
 
-@pytest.fixture(params=["batch", "simple"])
+@pytest.fixture(params=["batch", "packed", "simple"])
 def watched(request: pytest.FixtureRequest, original: Original) -> Iterator[Watched]:
-    config = GeneratorConfig(mode=request.param, num_slots=5, prefill_chunk_tokens=96, max_context_tokens=1024)
-    with open_watched("qwen2_vl", original.folder, TowerEncoder(original.folder), config) as opened:
+    settings = {"num_slots": 5, "prefill_chunk_tokens": 96, "max_context_tokens": 1024}
+    with open_watched("qwen2_vl", original.folder, TowerEncoder(original.folder), request.param, **settings) as opened:
         yield opened
 
 

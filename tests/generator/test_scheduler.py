@@ -64,6 +64,31 @@ def test_a_half_done_prompt_closes_up_so_that_no_newcomer_comes_below_it() -> No
     assert plan.prefills == (Prefill(9, 1, 16, 4), Prefill(10, 2, 0, 5))
 
 
+def test_higher_priority_goes_first_and_equals_in_order_of_arrival() -> None:
+    rows = [
+        waiting(1),
+        replace(waiting(2), priority=1),
+        replace(waiting(3), priority=-1),
+        replace(waiting(4), priority=1),
+    ]
+    plan = plan_step(rows, 4, 100)
+    assert [prefill.number for prefill in plan.prefills] == [2, 4, 1, 3]
+    assert [prefill.number for prefill in plan_step([*rows, decoding(0, 0), decoding(9, 1)], 4, 100).prefills] == [2, 4]
+
+
+def test_what_is_begun_goes_on_whoever_comes() -> None:
+    half_done = Row(1, num_prompt_tokens=40, num_prefilled=16, slot=1)
+    plan = plan_step([half_done, replace(waiting(2, 30), priority=7), decoding(0, 0)], 4, 32)
+    assert plan == Plan((), (Prefill(1, 1, 16, 24), Prefill(2, 2, 0, 8)), (0,))
+
+
+def test_a_beginning_that_is_there_is_not_computed() -> None:
+    remembered = Row(1, num_prompt_tokens=40, num_prefilled=33, slot=None)
+    plan = plan_step([remembered, waiting(2, 30)], 4, 16)
+    assert plan.prefills == (Prefill(1, 0, 33, 7), Prefill(2, 1, 0, 9))
+    assert plan.num_prefill_tokens == 16
+
+
 # --------------------------------------------------------------------------------- beginnings that are not parted
 
 
@@ -99,6 +124,11 @@ def test_a_short_mutual_beginning_shares_a_chunk() -> None:
     assert plan.prefills == (Prefill(1, 0, 0, 5), Prefill(2, 1, 0, 11))
 
 
+def test_a_mutual_beginning_that_is_there_may_be_followed_by_any_stretch() -> None:
+    plan = plan_step([waiting(1), mutual(2, 40, num_prefilled=40), waiting(3)], 4, 16)
+    assert plan.prefills == (Prefill(1, 0, 0, 5), Prefill(2, 1, 40, 11))
+
+
 # --------------------------------------------------------------------------------- made-up lives
 
 
@@ -111,6 +141,8 @@ class Life:
     answer: int
     leaves_after: int | None  # steps since it came
     mutual_share: float  # of the prompt
+    priority: int
+    reused_share: float  # of what may be remembered
 
     is_done: bool = False
     slot: int | None = None
@@ -121,6 +153,12 @@ class Life:
     def num_mutual(self) -> int:
         return round(self.mutual_share * self.prompt)
 
+    @property
+    def num_reused(self) -> int:
+        """All of a mutual beginning or nothing, and never the last token."""
+        count = round(self.reused_share * (self.prompt - 1))
+        return count if count >= self.num_mutual else 0
+
 
 lives = st.builds(
     Life,
@@ -129,6 +167,8 @@ lives = st.builds(
     answer=st.integers(1, 12),
     leaves_after=st.none() | st.integers(0, 20),
     mutual_share=st.just(0.0) | st.floats(0, 1),
+    priority=st.integers(-1, 1),
+    reused_share=st.just(0.0) | st.floats(0, 1),
 )
 
 
@@ -142,7 +182,12 @@ def test_every_plan_is_sound_and_everybody_is_served(lives: list[Life], num_slot
             if life.leaves_after is not None and step >= life.arrival + life.leaves_after:
                 life.is_done, life.slot = True, None
         present = {n: life for n, life in enumerate(lives) if life.arrival <= step and not life.is_done}
-        rows = [Row(n, life.prompt, life.num_prefilled, life.slot, life.num_mutual) for n, life in present.items()]
+        for life in present.values():
+            life.num_prefilled = max(life.num_prefilled, life.num_reused)
+        rows = [
+            Row(n, life.prompt, life.num_prefilled, life.slot, life.num_mutual, life.priority)
+            for n, life in present.items()
+        ]
         plan = plan_step(rows, num_slots, chunk)
         _check(plan, rows, num_slots, chunk)
         _carry_out(plan, present)
@@ -167,9 +212,9 @@ def _check(plan: Plan, rows: list[Row], num_slots: int, chunk: int) -> None:
     assert len(set(slots.values())) == len(slots), "two in one slot"
     assert all(0 <= slot < num_slots for slot in slots.values())
     assert plan.num_prefill_tokens <= chunk or _is_one_long_beginning(plan, by_number, chunk)
-    admitted = [row.number for row in rows if row.slot is None and row.number in slots]
-    left_waiting = [row.number for row in rows if row.number not in slots]
-    assert not left_waiting or max(admitted, default=-1) < min(left_waiting), "first come, first served"
+    admitted = [(-row.priority, row.number) for row in rows if row.slot is None and row.number in slots]
+    left_waiting = [(-row.priority, row.number) for row in rows if row.number not in slots]
+    assert not left_waiting or not admitted or max(admitted) < min(left_waiting), "first come, first served"
     assert plan.prefills or plan.decodes or not rows, "nobody waits while nothing happens"
 
 

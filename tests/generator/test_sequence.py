@@ -6,15 +6,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generator.letters import FIRST_CHARACTER, LetterPrompts, picture
+from generator.letters import FIRST_CHARACTER, LetterPrompts, picture, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.generator.answer_text import AnswerText, StopScanner
+from deployments.generator.logprobs import TokenScores
 from deployments.generator.sequence import Marks, Sequence, slowest_source
 from deployments.generator.thoughts import Thoughts
 from deployments.models.family import ImageSpan, Prompt, Ruling
-from deployments.types import Box, Chunk, FeatureSource, Grounding, ImageFeatures, Point, SamplingParams
+from deployments.types import (
+    Alternative,
+    Box,
+    Chunk,
+    EncodeSource,
+    FeatureSource,
+    Grounding,
+    ImageFeatures,
+    Point,
+    SamplingParams,
+    TokenLogprob,
+)
 
 STOP_TOKEN = 3
 
@@ -29,6 +41,7 @@ def sequence(
         request_id="r",
         prompt=prompt,
         features={},
+        pulled=frozenset(),
         encode_source="memory",
         sampling=SamplingParams(stop=stop),
         max_new_tokens=max_new_tokens,
@@ -229,9 +242,32 @@ def test_an_answer_that_ends_among_its_thoughts_keeps_them() -> None:
 def test_letting_go_of_the_device() -> None:
     answer = sequence()
     held: Any = object()
-    answer.image_rows = answer.next_embedding = answer.rng = answer.repetition = answer.rules = held
+    names = ["image_rows", "next_embedding", "mask", "rng", "repetition", "discount", "rules", "scores"]
+    for name in names:
+        setattr(answer, name, held)
     answer.let_go()
-    assert not any((answer.image_rows, answer.next_embedding, answer.rng, answer.repetition, answer.rules))
+    assert [getattr(answer, name) for name in names] == [None] * len(names)
+
+
+def test_log_probabilities_go_with_their_tokens() -> None:
+    """Also where the text is held back; those of a token that ends the answer go nowhere."""
+    answer = sequence(stop=(letters(6, 7),))
+    chunks = []
+    for token_id in (5, 6, 8, STOP_TOKEN):
+        answer.scores = TokenScores(-0.5, ((token_id, -0.5), (1, -2.0)))
+        chunks.append(answer.accept(token_id, frozenset({STOP_TOKEN}), 3.0))
+
+    def logprob(token_id: int) -> TokenLogprob:
+        chosen = Alternative(token_id, letters(token_id), -0.5)
+        return TokenLogprob(chosen, (chosen, Alternative(1, letters(1), -2.0)))
+
+    assert chunks[:3] == [
+        Chunk(letters(5), 1, logprobs=(logprob(5),)),
+        None,
+        Chunk(letters(6, 8), 2, logprobs=(logprob(6), logprob(8))),
+    ]
+    assert chunks[3] is not None
+    assert (chunks[3].text, chunks[3].logprobs) == ("", ())
 
 
 # --------------------------------------------------------------------------------- stop strings alone
@@ -266,8 +302,13 @@ def _first_stop(text: str, stop: list[str]) -> int | None:
 
 @pytest.mark.parametrize(
     ("sources", "slowest"),
-    [([], None), (["memory"], "memory"), (["memory", "disk"], "disk"), (["tower", "disk"], "tower")],
+    [([], "kv"), (["memory"], "memory"), (["memory", "disk"], "disk"), (["tower", "disk"], "tower")],
 )
-def test_the_slowest_source_is_named(sources: list[FeatureSource], slowest: FeatureSource | None) -> None:
-    array = np.zeros((1, 1), np.float32)
-    assert slowest_source([ImageFeatures(array, "float32", source, 0) for source in sources]) == slowest
+def test_the_slowest_source_is_named(sources: list[FeatureSource], slowest: EncodeSource) -> None:
+    """Where no features were needed, the pictures were in the cache of K and V."""
+    prompt, array = LetterPrompts().build([user(picture("cat", 2))]), np.zeros((1, 1), np.float32)
+    assert slowest_source(prompt, [ImageFeatures(array, "float32", source, 0) for source in sources]) == slowest
+
+
+def test_without_a_picture_there_is_no_source() -> None:
+    assert slowest_source(LetterPrompts().build([user("hi")]), []) is None

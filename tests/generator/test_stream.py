@@ -11,7 +11,7 @@ import pytest
 
 from deployments.errors import DeadlineExceeded, PartUnavailable
 from deployments.generator.stream import AnswerStream, deliver_soon
-from deployments.types import Box, Chunk, Grounding, Point, Timings, Usage
+from deployments.types import Alternative, Box, Chunk, Grounding, Point, Timings, TokenLogprob, Usage
 
 USAGE, TIMINGS = Usage(1, 0, 0, 2), Timings(0, 0, 0, 0, 0)
 
@@ -26,11 +26,12 @@ async def test_pending_chunks_become_one() -> None:
 async def test_nothing_of_a_chunk_is_lost_when_they_become_one() -> None:
     stream = AnswerStream()
     point, box, about = Point(0.1, 0.2), Box(0, 0, 1, 1), Grounding(0, 2, (Point(0, 0),))
+    logprobs = tuple(TokenLogprob(Alternative(number, "x", -1.0)) for number in range(3))
     stream.push(Chunk("", 1, thought="a"))
     stream.push(Chunk("", 2, thought="b", found=(point,)))
-    stream.push(Chunk("c", 1, found=(box, point)))
-    stream.push(Chunk("d", 1, "length", USAGE, TIMINGS, grounding=(about,)))
-    whole = Chunk("cd", 5, "length", USAGE, TIMINGS, "ab", (point, box, point), (about,))
+    stream.push(Chunk("c", 1, found=(box, point), logprobs=logprobs[:1]))
+    stream.push(Chunk("d", 2, "length", USAGE, TIMINGS, grounding=(about,), logprobs=logprobs[1:]))
+    whole = Chunk("cd", 6, "length", USAGE, TIMINGS, "ab", (point, box, point), (about,), logprobs)
     assert await stream.next_chunk() == whole
     assert {field.name for field in fields(Chunk) if getattr(whole, field.name)} == {f.name for f in fields(Chunk)}
 

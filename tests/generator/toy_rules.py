@@ -10,7 +10,7 @@ import torch
 from generator.letters import PLACEHOLDER, VOCAB_SIZE, features_of
 
 from deployments.models.causal import CausalLanguage
-from deployments.models.family import Output, Prompt, Ruling
+from deployments.models.family import Attend, Output, Prompt, Ruling
 from deployments.types import Box, DetectTask, GenerateRequest, Grounding, Point, QueryTask
 
 BINS = 32  # a hidden state speaks of two numbers, by its first and by its second half of so many values
@@ -32,6 +32,11 @@ class RuledLanguage(CausalLanguage):
         if isinstance(prompt.task, QueryTask) and prompt.task.reasoning:
             return ThinkingRules(self.llama, max_new_tokens)
         return None
+
+    def run(self, embeddings: torch.Tensor, positions: torch.Tensor, attend: Attend, last: torch.Tensor) -> Output:
+        assert self._fused is not None
+        hidden = self._fused.run(embeddings, positions[0], attend, last)
+        return Output(self.llama.lm_head(hidden).float(), hidden)
 
     def forward(self, embeddings: torch.Tensor, positions: torch.Tensor, cache: Any, mask: torch.Tensor) -> Output:
         hidden = self.llama.model(

@@ -46,20 +46,28 @@ class Watched:
         answer = await read(self.engine.stream(request))
         ids = tuple(self.ids[request.request_id])
         assert answer.last.usage is not None
-        is_stopped = ids[-1] in self.engine._prompts.stop_token_ids
+        is_stopped = ids[-1] in self.engine._builder._prompts.stop_token_ids
         assert answer.last.usage.completion_tokens == len(ids) - is_stopped
         assert answer.last.finish_reason == ("stop" if is_stopped else "length")
         return ids, answer.text
 
 
 @contextlib.contextmanager
-def open_watched(family_name: str, folder: Path, encoder: VisionEncoder, config: GeneratorConfig) -> Iterator[Watched]:
-    """At the end the engine must be idle and in order."""
+def open_watched(
+    family_name: str, folder: Path, encoder: VisionEncoder, mode: str, **settings: int
+) -> Iterator[Watched]:
+    """In mode "packed" the batch runs over packed weights, as it does when it is served from a CPU.
+
+    At the end the engine must be idle and in order.
+    """
     from deployments.generator.engine import Engine
     from deployments.models.registry import open_family
 
     family = open_family(family_name)
     prompts, language = family.open_prompt_format(folder), family.open_language(folder, "cpu", "float32")
+    if mode == "packed":
+        language.pack()
+    config = GeneratorConfig.model_validate({"mode": "simple" if mode == "simple" else "batch", **settings})
     engine = Engine(language, prompts, encoder, config)
     yield Watched(engine)
     idle, problems = engine.wait_idle(20), engine.check()

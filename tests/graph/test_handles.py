@@ -7,12 +7,13 @@ import contextvars
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import grpc  # type: ignore[import-untyped,unused-ignore]
 import pytest
 import ray.exceptions
 from ray.serve.exceptions import BackPressureError
 
 from deployments.errors import DeadlineExceeded, Overloaded, PartUnavailable, UnknownModel
-from deployments.handles import RayGenerator, RaySessionRouter, RayVisionEncoder, ray_errors_as_ours
+from deployments.handles import DIRECTLY, RayGenerator, RayParts, RaySessionRouter, RayVisionEncoder, ray_errors_as_ours
 from deployments.types import (
     Chunk,
     EncodeRequest,
@@ -61,7 +62,7 @@ class Handle:
         self.asked: list[tuple[Any, ...]] = []
 
     def options(self, **chosen: Any) -> Handle:
-        self.chosen = chosen
+        self.chosen |= chosen
         return self
 
     def __getattr__(self, name: str) -> Handle:
@@ -97,6 +98,7 @@ DROPPED = [
     ray.exceptions.ObjectLostError("00" * 28, None, ""),
     ray.exceptions.OutOfMemoryError("killed"),
     BackPressureError(num_queued_requests=5, max_queued_requests=4),
+    grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata(), "the replica has gone"),
 ]
 
 
@@ -134,7 +136,7 @@ async def test_a_call_that_we_cancel_is_cancelled_there_and_stays_cancelled() ->
     with pytest.raises(asyncio.CancelledError):
         await call
     assert handle.responses[0].is_cancelled
-    assert handle.chosen["session_id"] == IMAGE.id
+    assert handle.chosen == {"session_id": IMAGE.id, "_by_reference": True}
 
 
 @pytest.mark.parametrize("reply", ["cancelled by its client", "lost with the replica"])
@@ -183,7 +185,7 @@ async def test_leaving_a_stream_cancels_it_there() -> None:
     assert (await anext(stream)).text == "word"
     await stream.aclose()
     assert handle.responses[0].is_cancelled
-    assert handle.chosen == {"stream": True, "session_id": "session-key"}
+    assert handle.chosen == {"stream": True, "session_id": "session-key", **DIRECTLY}
 
 
 async def test_a_stream_that_serve_drops_says_so() -> None:
@@ -208,3 +210,15 @@ def test_a_full_part_is_overloaded() -> None:
     with pytest.raises(Overloaded) as raised, ray_errors_as_ours("vision_encoder"):
         raise BackPressureError(num_queued_requests=5, max_queued_requests=4)
     assert raised.value.retry_after_s
+
+
+@pytest.mark.parametrize("is_wrapped", [True, False])
+async def test_a_part_that_fails_to_say_how_it_is_is_not_ready(is_wrapped: bool) -> None:
+    bug = ValueError("a bug with /a/path")
+    error = ray.exceptions.RayTaskError("statistics", "traceback", bug).as_instanceof_cause() if is_wrapped else bug
+    router = RaySessionRouter(Handle(raising(error)), 1)
+    encoder = RayVisionEncoder(Handle(giving({"images": 0})))
+    states = await RayParts(router, encoder, {}).ready()
+    assert states["vision_encoder"] is True
+    assert "failed to say how it is" in str(states["session_router"])
+    assert "/a/path" not in str(states)

@@ -23,7 +23,7 @@ from deployments.ingress.tasks import Tasks
 from deployments.ingress.tenants import PUBLIC_TENANT
 from deployments.ingress.turns import TurnEvent, TurnInput, Turns
 from deployments.session_router.service import Router
-from deployments.types import Chunk, GenerateRequest, ImageRef, Json, Task
+from deployments.types import Chunk, GenerateRequest, ImageRef, ImageStore, Json, Task
 
 
 @dataclass(slots=True)
@@ -70,6 +70,7 @@ class ScriptedGenerator:
 class Bench:
     config: RetinaConfig
     router: Router
+    images: ImageStore
     turns: Turns
     tasks: Tasks
     parts: FixedParts

@@ -38,9 +38,9 @@ async def build_bench(tmp_path: Path) -> AsyncIterator[BuildBench]:
             config = parse_config({"models": models, "data_dir": str(tmp_path), **in_memory} | sections)
             router = open_router(config)
             generators = {"fake": generator or FakeGenerator(), "other": FakeGenerator("other")}
-            turns = Turns(wrap_router(router) if wrap_router else router, generators, config, metrics)
-            tasks = Tasks(generators, config, turns.metrics)
             images = open_image_store(config.images, tmp_path)
+            turns = Turns(wrap_router(router) if wrap_router else router, generators, images, config, metrics)
+            tasks = Tasks(generators, config, turns.metrics)
             parts = FixedParts({"session_router": True, "generator-fake": True})
             app = create_app(config, turns, tasks, router, images, SECRET, parts)
             client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://retina")
@@ -49,7 +49,7 @@ async def build_bench(tmp_path: Path) -> AsyncIterator[BuildBench]:
             stack.push_async_callback(tasks.drain)
             stack.push_async_callback(client.aclose)
             stack.callback(app.state.services.pictures.close)
-            return Bench(config, router, turns, tasks, parts, app, client)
+            return Bench(config, router, images, turns, tasks, parts, app, client)
 
         yield build
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import numpy as np
 import pytest
@@ -55,6 +56,23 @@ async def test_max_new_tokens(limit: int, reason: str) -> None:
 async def test_stop_ends_before_the_first() -> None:
     chunks = await collect(FakeGenerator(), request(stop=("two", "one")))
     assert "".join(chunk.text for chunk in chunks) == 'You asked: "'
+
+
+async def test_log_probabilities_of_each_word_if_asked() -> None:
+    """Of the word itself and of as many doubts as were asked for, none more probable than those before it."""
+    plain = await collect(FakeGenerator(), request())
+    assert all(chunk.logprobs == () for chunk in plain)
+    for number in (0, 1, 20):
+        chunks = await collect(FakeGenerator(), request(num_logprobs=number))
+        assert [chunk.text for chunk in chunks] == [chunk.text for chunk in plain]
+        for chunk in chunks:
+            [token] = chunk.logprobs
+            assert token.chosen.text == chunk.text
+            assert len(token.top) == number
+            assert token.top[:1] == (token.chosen,)[:number]
+            assert [each.logprob for each in token.top] == sorted((each.logprob for each in token.top), reverse=True)
+            assert len({each.token_id for each in token.top}) == number
+            assert sum(math.exp(each.logprob) for each in token.top) < 1
 
 
 async def test_the_deadline() -> None:

@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ingress.bench import Bench, BuildBench, error_of, parse_events, picture
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Send
 
 from deployments.errors import Overloaded
 from deployments.fakes import FakeGenerator
-from deployments.ingress.sse import EventStream, open_events
+from deployments.ingress.sse import EventStream, encode_event, encode_text, open_events
 from deployments.ingress.turns import TurnChunk, TurnEvent
 
 
@@ -35,6 +38,15 @@ async def test_events_join_to_the_plain_reply(bench: Bench) -> None:
     assert "".join(str(chunk["text"]) for chunk in chunks) == done["response"] == plain["response"]
     assert set(done) == set(plain)
     assert without_timings(done) == without_timings(plain)
+
+
+class Piece(BaseModel):
+    text: str
+
+
+@given(st.text() | st.text(alphabet=st.characters(max_codepoint=0xFF)))
+def test_a_piece_of_text_is_encoded_as_any_other_event(text: str) -> None:
+    assert encode_text("chunk", text) == encode_event("chunk", Piece(text=text))
 
 
 async def test_an_answer_of_one_word(bench: Bench) -> None:

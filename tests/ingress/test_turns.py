@@ -8,11 +8,11 @@ import contextlib
 import pytest
 from ingress.bench import Bench, BuildBench, ScriptedGenerator, collect, open_turns, stored, turn
 
-from deployments.errors import InvalidRequest, LeaseLost, Overloaded, PartUnavailable, UnknownModel
+from deployments.errors import ImageNotFound, InvalidRequest, LeaseLost, Overloaded, PartUnavailable, UnknownModel
 from deployments.fakes import FakeGenerator, Gate
 from deployments.ingress.tenants import PUBLIC_TENANT
 from deployments.ingress.turns import SamplingWish, TurnChunk, TurnFinished, TurnReply, Turns, TurnStarted
-from deployments.types import Chunk, Timings, Usage
+from deployments.types import Chunk, ImageRef, StoredImage, Timings, Usage
 
 # ------------------------------------------------------------------------------------- answers
 
@@ -138,9 +138,50 @@ async def test_an_unknown_model_opens_nothing(bench: Bench) -> None:
 
 async def test_a_configured_model_without_generator_is_unavailable(build_bench: BuildBench) -> None:
     bench = build_bench()
-    turns = Turns(bench.router, {}, bench.config)
+    turns = Turns(bench.router, {}, bench.images, bench.config)
     with pytest.raises(PartUnavailable, match="'fake'"):
         await turns.reply(turn())
+    assert await open_turns(bench) == 0
+
+
+async def test_a_deleted_picture_of_the_session_is_not_shown_again(bench: Bench) -> None:
+    first, second = [StoredImage(ImageRef(letter * 64, 1, 1, 3, "image/png"), b"png") for letter in "ab"]
+    for image in (first, second):
+        await bench.images.put(PUBLIC_TENANT, image)
+    await bench.turns.reply(turn(image=first.ref))
+    assert (await bench.turns.reply(turn("And now?"))).has_image
+    await bench.images.delete(PUBLIC_TENANT, first.ref.id)
+    with pytest.raises(ImageNotFound, match="the session's picture is no longer stored") as caught:
+        await bench.turns.reply(turn("And now?"))
+    assert caught.value.param == "image"
+    assert await open_turns(bench) == 0
+    assert await stored(bench) == 4
+    assert (await bench.turns.reply(turn("And this?", image=second.ref))).has_image
+
+
+async def test_a_picture_deleted_while_it_is_spoken_of_lets_the_turn_finish(build_bench: BuildBench) -> None:
+    gate = Gate(after_chunks=1)
+    bench = build_bench(FakeGenerator(gate=gate))
+    image = StoredImage(ImageRef("a" * 64, 1, 1, 3, "image/png"), b"png")
+    await bench.images.put(PUBLIC_TENANT, image)
+    reply = asyncio.create_task(bench.turns.reply(turn(image=image.ref)))
+    await gate.reached.wait()
+    await bench.images.delete(PUBLIC_TENANT, image.ref.id)
+    gate.opened.set()
+    assert (await reply).conversation_length == 2
+
+
+async def test_a_store_that_fails_is_not_a_picture_that_is_gone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = StoredImage(ImageRef("a" * 64, 1, 1, 3, "image/png"), b"png")
+    await bench.images.put(PUBLIC_TENANT, image)
+    await bench.turns.reply(turn(image=image.ref))
+
+    async def fail(tenant: str, image_id: str) -> ImageRef:
+        raise PartUnavailable("the store is away")
+
+    monkeypatch.setattr(bench.images, "find", fail)
+    with pytest.raises(PartUnavailable, match="away"):
+        await bench.turns.reply(turn("And now?"))
     assert await open_turns(bench) == 0
 
 

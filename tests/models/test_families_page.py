@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from flat_runs import check_flat_runs
 from llava_original import recorded_reads
 from paligemma_original import NEW_TOKENS, SIZES, Answer, Original, make_picture
 from tiny_paligemma import build_paligemma
@@ -30,6 +31,8 @@ from deployments.errors import CheckpointError, ConfigError, InvalidRequest
 from deployments.ingress.task_types import TaskInput
 from deployments.ingress.turn_types import SamplingWish, TurnFinished, TurnInput
 from deployments.local import open_graph
+from deployments.models.fused_decoder import can_fuse
+from deployments.models.packing import can_pack
 from deployments.models.registry import open_family
 from deployments.models.weights import fingerprint_tensors, list_tensors
 from deployments.types import CaptionTask, DetectTask, ImagePart, ImageRef, Message, QueryTask, TextPart
@@ -66,7 +69,7 @@ def to_config(folder: Path, data_dir: Path, **changes: object) -> RetinaConfig:
             "images": {"store": "memory"},
             "session_router": {"store": "memory"},
             "vision_encoder": {"disk_cache_bytes": 0},
-            "generator": {"num_slots": 4, "prefill_chunk_tokens": 16, "max_context_tokens": 128},
+            "generator": {"num_slots": 4, "prefill_chunk_tokens": 16, "max_context_tokens": 128, "dtype": "float32"},
         }
     )
 
@@ -168,7 +171,7 @@ def test_features_equal_transformers_alone_and_in_company(family: Any, preproces
         assert alone.shape == (pixels[index].num_tokens, tower.width)
         assert torch.equal(alone, together)
         assert torch.equal(alone, original.features(index))
-    tower._shares_passes = True  # as on an accelerator
+    tower.shares_passes = True  # as on an accelerator
     for index, together in enumerate(tower.encode(pixels)):
         torch.testing.assert_close(together, original.features(index))
 
@@ -280,6 +283,22 @@ def test_a_tokenizer_that_lets_people_write_pictures_is_refused(
         family.open_prompt_format(plain)
 
 
+# --------------------------------------------------------------------------------- the language part
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
+@pytest.mark.parametrize("is_packed", [False, True], ids=["dense", "packed"])
+def test_flat_passes_through_transformers_own_layers(
+    family: Any, folder: Path, dtype: str, tolerance: float, is_packed: bool
+) -> None:
+    """Gemma is not among the decoders that are fused; its pictures' beginnings see themselves."""
+    language = family.open_language(folder, "cpu", dtype)
+    assert not can_fuse(language.module.get_decoder())
+    if is_packed and not can_pack(language.device, language.dtype):
+        pytest.skip(f"this machine or this torch packs no weights of {dtype}")
+    check_flat_runs(language, num_mutual=9, is_packed=is_packed, tolerance=tolerance)
+
+
 # --------------------------------------------------------------------------------- the whole graph
 
 
@@ -359,7 +378,7 @@ async def test_captions(watched: Watched, original: Original, length: Any, words
 def test_python(family: Any, original: Original) -> None:
     namespace: dict[str, Any] = {}
     exec(block_of("your own code"), namespace)
-    with namespace["PaliGemma"](original.folder, device="cpu", num_threads=1) as model:
+    with namespace["PaliGemma"](original.folder, device="cpu", dtype="float32", num_threads=1) as model:
         assert (
             model.query(make_picture(2), QUESTIONS[0], max_new_tokens=NEW_TOKENS) == original.answer(QUESTIONS[0], 2)[1]
         )

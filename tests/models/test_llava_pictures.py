@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from byte_values import values_of
 from llava_original import Original, recorded_reads
 from PIL import Image
 from tiny_llava import SIDE, build_llava
@@ -73,7 +74,7 @@ def test_in_one_pass_as_on_an_accelerator(
 ) -> None:
     pixels = [preprocessor(picture(*size, seed)) for seed, size in enumerate(SIZES)]
     one_by_one = tower.encode(pixels)
-    monkeypatch.setattr(tower, "_shares_passes", True)
+    monkeypatch.setattr(tower, "shares_passes", True)
     for alone, together in zip(one_by_one, tower.encode(pixels), strict=True):
         torch.testing.assert_close(alone, together)
 
@@ -89,9 +90,9 @@ def test_projected_by_the_language_part_they_are_transformers_image_features(
 
 def test_preprocessing_from_many_threads(preprocessor: Any, picture: Callable[..., Any]) -> None:
     shown = [picture(40 + 13 * seed, 200, seed) for seed in range(16)]
-    alone = [preprocessor(each).tensors["pixel_values"] for each in shown]
+    alone = [preprocessor(each).tensors["picture"] for each in shown]
     with ThreadPoolExecutor(4) as threads:
-        together = [pixels.tensors["pixel_values"] for pixels in threads.map(preprocessor, shown)]
+        together = [pixels.tensors["picture"] for pixels in threads.map(preprocessor, shown)]
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -118,7 +119,7 @@ def test_the_thinnest_pictures_do_not_become_gigabytes(
     assert max(largest) <= SIDE * MAX_ASPECT_RATIO * STRIP, "the whole would have 56 times 56 x 8192 pixels"
     # The middle, as transformers shows of it: half grey.
     mean, std = 0.48145466, 0.26862954
-    assert pixels.tensors["pixel_values"][0, 0] == pytest.approx((127.5 / 255 - mean) / std, abs=0.05)
+    assert values_of(pixels)[0, 0] == pytest.approx((127.5 / 255 - mean) / std, abs=0.05)
 
 
 def test_the_thinnest_pictures_are_cut_where_transformers_cuts_them(
@@ -129,7 +130,7 @@ def test_the_thinnest_pictures_are_cut_where_transformers_cuts_them(
     for size in [(1, 1101), (1204, 1), (2, 2401)]:
         smooth = picture(8, 8).resize(size, Image.Resampling.BICUBIC)
         expected = twin.processor.image_processor([smooth], return_tensors="np")["pixel_values"]
-        np.testing.assert_allclose(preprocessor(smooth).tensors["pixel_values"], expected, atol=0.06)
+        np.testing.assert_allclose(values_of(preprocessor(smooth)), expected, atol=0.06)
 
 
 # --------------------------------------------------------------------------------- which states are features
@@ -155,7 +156,7 @@ def test_every_choice_of_layers(
     assert features.shape == (pixels.num_tokens, tower.width)
     with torch.inference_mode():
         states = twin.model.model.vision_tower(
-            torch.from_numpy(pixels.tensors["pixel_values"]), output_hidden_states=True
+            torch.from_numpy(values_of(pixels)), output_hidden_states=True
         ).hidden_states
     chosen = torch.cat([states[each] for each in ([layers] if isinstance(layers, int) else layers)], dim=-1)[0]
     assert torch.equal(features, chosen[1:] if strategy == "default" else chosen)

@@ -42,9 +42,30 @@ def test_cuda_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value.param == "device"
 
 
-def test_auto_is_the_shortest_dtype_that_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_cuda(monkeypatch, is_there=True, has_bfloat16=True)
-    assert (resolve_dtype("auto", "cpu"), resolve_dtype("auto", "cuda")) == ("float32", "bfloat16")
-    pretend_cuda(monkeypatch, is_there=True, has_bfloat16=False)
-    assert (resolve_dtype("auto", "cpu"), resolve_dtype("auto", "cuda")) == ("float32", "float16")
+@pytest.mark.parametrize(("has_bfloat16", "dtype"), [(True, "bfloat16"), (False, "float16")])
+def test_auto_is_the_shortest_dtype_that_the_gpu_has(
+    monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, dtype: str
+) -> None:
+    pretend_cuda(monkeypatch, is_there=True, has_bfloat16=has_bfloat16)
+    assert resolve_dtype("auto", "cuda") == dtype
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bfloat16"),
+        ({"architecture": "aarch64", "bf16": True}, "bfloat16"),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_auto_on_a_cpu_is_bfloat16_only_where_it_is_native(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object], dtype: str
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    assert resolve_dtype("auto", "cpu") == dtype
+
+
+def test_a_dtype_that_is_named_is_taken() -> None:
     assert (resolve_dtype("bfloat16", "cpu"), resolve_dtype("float32", "cuda")) == ("bfloat16", "float32")

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def test_in_one_pass_as_on_an_accelerator(
 ) -> None:
     pixels = [preprocessor(picture(*size, seed)) for seed, size in enumerate(SIZES)]
     one_by_one = tower.encode(pixels)
-    monkeypatch.setattr(tower, "_shares_passes", True)
+    monkeypatch.setattr(tower, "shares_passes", True)
     for alone, together in zip(one_by_one, tower.encode(pixels), strict=True):
         torch.testing.assert_close(alone, together)
 
@@ -87,7 +88,7 @@ def test_a_picture_of_one_colour(twin: Original, tower: Any, preprocessor: Any, 
 
 def test_patches_of_zeros_are_still_patches(tower: Any, preprocessor: Any, picture: Callable[..., Any]) -> None:
     pixels = preprocessor(picture(90, 90))
-    pixels.tensors["pixel_values"][:] = 0
+    pixels = replace(pixels, tensors={**pixels.tensors, "values": np.zeros((3, 256), np.float32)})
     [features] = tower.encode([pixels])
     assert len(features) == pixels.num_tokens
 
@@ -100,16 +101,16 @@ def test_different_pictures_have_different_features(tower: Any, preprocessor: An
 def test_pixels_say_what_they_cost(preprocessor: Any, picture: Callable[..., Any]) -> None:
     pixels = preprocessor(picture(640, 480))
     assert (pixels.num_tokens, pixels.cost) == (23 * 17, 46 * 34)
-    assert pixels.tensors["pixel_values"].shape == (46 * 34, 3 * 2 * 14 * 14)
-    assert pixels.tensors["pixel_values"].dtype == np.float32
+    assert pixels.tensors["patches"].shape == (46 * 34, 3 * 2 * 14 * 14)
+    assert pixels.tensors["patches"].dtype == np.uint8
     assert pixels.tensors["grid_thw"].tolist() == [1, 34, 46]
 
 
 def test_preprocessing_from_many_threads(preprocessor: Any, picture: Callable[..., Any]) -> None:
     shown = [picture(40 + 13 * seed, 200, seed) for seed in range(16)]
-    alone = [preprocessor(each).tensors["pixel_values"] for each in shown]
+    alone = [preprocessor(each).tensors["patches"] for each in shown]
     with ThreadPoolExecutor(4) as threads:
-        together = [pixels.tensors["pixel_values"] for pixels in threads.map(preprocessor, shown)]
+        together = [pixels.tensors["patches"] for pixels in threads.map(preprocessor, shown)]
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one, other)
 

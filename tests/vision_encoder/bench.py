@@ -53,6 +53,7 @@ class FakeTower:
     fingerprint: str = "tower"
     offset: float = 0.0
     width: int = WIDTH
+    shares_passes: bool = True
     poison: set[float] = field(default_factory=set)  # red values that make it raise
     error: type[Exception] = RuntimeError
     batches: list[int] = field(default_factory=list)  # sizes, also of those that failed

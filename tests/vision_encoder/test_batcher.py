@@ -14,10 +14,11 @@ from vision_encoder.bench import PATIENCE_S
 from deployments.errors import InvalidImage, Overloaded, PartUnavailable
 from deployments.metrics import Metrics
 from deployments.models.family import Pixels
-from deployments.vision_encoder.batcher import Batcher, Pace, blame, num_that_fit
+from deployments.vision_encoder.batcher import Batcher, Pace, blame
 from deployments.vision_encoder.cache import Features, freeze
+from deployments.vision_encoder.line import ONE_PIECE, PassLimits
 
-MAX_PATCHES = 100
+LIMITS = PassLimits(max_images=4, max_patches=100)
 
 
 def pixels(number: int, cost: int = 1) -> Pixels:
@@ -62,7 +63,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def batcher(tower: StoppableTower, metrics: Metrics) -> Iterator[Batcher]:
-    batcher = Batcher(tower, 4, MAX_PATCHES, metrics)
+    batcher = Batcher(tower, LIMITS, metrics)
     yield batcher
     tower.gate.set()
     batcher.close()
@@ -92,25 +93,12 @@ def test_what_gathered_meanwhile_goes_together(batcher: Batcher, tower: Stoppabl
     tower.gate.set()
     assert [value(job.future) for job in jobs] == [1, 4, 9, 16, 25, 36]
     assert tower.batches == [[0], [1, 2, 3, 4], [5, 6]]
-    assert metrics.snapshot() == {"vision_encoder_tower_batches": 3, "vision_encoder_tower_images": 7}
+    assert metrics.snapshot() == {
+        "vision_encoder_tower_batches": 3,
+        "vision_encoder_tower_images": 7,
+        "vision_encoder_tower_patches": 7,
+    }
     assert batcher.pace.seconds_per_image > 0
-
-
-@pytest.mark.parametrize(
-    ("costs", "num_images"),
-    [
-        ([], 0),
-        ([1, 1], 2),
-        ([1] * 6, 4),
-        ([60, 40, 1], 2),  # just full
-        ([60, 41, 1], 1),  # in order: the small one behind it does not overtake
-        ([99, 1, 1], 2),
-        ([500, 1], 1),  # alone it may be larger
-        ([1, 500], 1),
-    ],
-)
-def test_how_many_pictures_make_a_batch(costs: list[int], num_images: int) -> None:
-    assert num_that_fit(costs, 4, MAX_PATCHES) == num_images
 
 
 def test_batches_stay_within_their_patches(batcher: Batcher, tower: StoppableTower) -> None:
@@ -119,7 +107,70 @@ def test_batches_stay_within_their_patches(batcher: Batcher, tower: StoppableTow
     jobs = [batcher.submit(pixels(number, cost)) for number, cost in costs.items()]
     tower.gate.set()
     assert [value(job.future) for job in jobs] == [1, 4, 9, 16, 25, 36]
-    assert tower.batches == [[0], [1, 2], [3], [4], [5], [6]]
+    assert tower.batches == [[0], [3, 5, 1], [2], [6], [4]]
+
+
+def halves(whole: Pixels) -> list[Pixels]:
+    """Two pieces: the number and, for odd ones, what the tower cannot see; for even ones the number again."""
+    number = int(whole.tensors["number"])
+    return [pixels(number, whole.cost // 2), pixels(13 if number % 2 else number, whole.cost // 2)]
+
+
+@pytest.fixture
+def splitting(tower: StoppableTower, metrics: Metrics) -> Iterator[Batcher]:
+    batcher = Batcher(tower, ONE_PIECE, metrics, split=halves)
+    yield batcher
+    tower.gate.set()
+    batcher.close()
+
+
+def test_pieces_of_a_picture_are_joined(splitting: Batcher, tower: StoppableTower, metrics: Metrics) -> None:
+    tower.gate.set()
+    assert splitting.submit(pixels(4, 20)).future.result(PATIENCE_S).array.tolist() == [[16], [16]]
+    assert tower.batches == [[4], [4]]
+    snapshot = metrics.snapshot()
+    assert [snapshot[f"vision_encoder_tower_{what}"] for what in ("batches", "images", "patches")] == [2, 1, 20]
+
+
+def test_a_small_picture_goes_between_two_pieces_of_a_large_one(splitting: Batcher, tower: StoppableTower) -> None:
+    large = splitting.submit(pixels(4, 200))
+    assert tower.entered.acquire(timeout=PATIENCE_S)
+    small = splitting.submit(pixels(2, 20))
+    assert (splitting.num_waiting, splitting.num_running) == (1, 1)
+    tower.gate.set()
+    assert value(small.future) == 4
+    assert value(large.future) == 16
+    assert tower.batches == [[4], [2], [2], [4]]
+
+
+def test_a_picture_with_one_bad_piece_fails_as_a_whole(splitting: Batcher, tower: StoppableTower) -> None:
+    tower.gate.set()
+    with pytest.raises(InvalidImage):
+        splitting.submit(pixels(3, 20)).future.result(PATIENCE_S)
+    assert value(splitting.submit(pixels(2, 20)).future) == 4
+
+
+def test_after_a_bad_piece_the_others_are_let_go(tower: StoppableTower, metrics: Metrics) -> None:
+    def thirds(whole: Pixels) -> list[Pixels]:
+        number = int(whole.tensors["number"])
+        return [pixels(13 if number == 1 else number), pixels(number), pixels(number)]
+
+    batcher = Batcher(tower, PassLimits(max_images=2, max_patches=2), metrics, split=thirds)
+    tower.gate.set()
+    with pytest.raises(InvalidImage):
+        batcher.submit(pixels(1)).future.result(PATIENCE_S)
+    assert value(batcher.submit(pixels(2)).future) == 4
+    batcher.close()
+    assert tower.batches == [[13, 1], [13], [2, 2], [2]]
+
+
+def test_closing_refuses_a_picture_between_two_pieces(splitting: Batcher, tower: StoppableTower) -> None:
+    job = splitting.submit(pixels(4, 20))
+    assert tower.entered.acquire(timeout=PATIENCE_S)
+    splitting._end("over")
+    tower.gate.set()
+    with pytest.raises(PartUnavailable, match="stopped"):
+        job.future.result(PATIENCE_S)
 
 
 def test_only_the_guilty_fails(batcher: Batcher, tower: StoppableTower, metrics: Metrics) -> None:
@@ -187,7 +238,7 @@ def test_nobody_waits_for_a_thread_that_cannot_start(
         raise ImportError("no torch")
         yield
 
-    batcher = Batcher(tower, 4, MAX_PATCHES, metrics, broken)
+    batcher = Batcher(tower, LIMITS, metrics, broken)
     job = batcher.submit(pixels(1))
     started.set()
     with pytest.raises(PartUnavailable, match="stopped"):
@@ -239,7 +290,7 @@ def test_the_thread_works_inside_its_context(tower: StoppableTower, metrics: Met
         yield
         names.append("left")
 
-    batcher = Batcher(tower, 4, MAX_PATCHES, metrics, context)
+    batcher = Batcher(tower, LIMITS, metrics, context)
     batcher.close()
     assert names == ["tower", "left"]
 

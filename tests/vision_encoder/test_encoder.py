@@ -185,4 +185,5 @@ async def test_statistics_can_be_read_at_three_in_the_morning(open_bench: OpenBe
         "vision_encoder_requests.tower": 2,
         "vision_encoder_tower_batches": 2,
         "vision_encoder_tower_images": 2,
+        "vision_encoder_tower_patches": 6,
     }

@@ -15,7 +15,7 @@ from deployments.config import RetinaConfig, parse_config
 from deployments.images.check import check_image
 from deployments.images.decode import decode_picture
 from deployments.images.stores.memory import MemoryImageStore
-from deployments.types import EncodeRequest, ImageFeatures
+from deployments.types import EncodeRequest, FeatureDtype, ImageFeatures
 from deployments.vision_encoder.encoder import Encoder, open_encoder
 from deployments.vision_encoder.towers import to_features
 
@@ -60,6 +60,7 @@ async def open_models(tmp_path: Path) -> AsyncIterator[Callable[..., Opened]]:
                 "models": [{"name": name, "family": "smolvlm", **at} for name, at in settings.items()],
                 "data_dir": str(tmp_path),
                 "device": "cpu",
+                "generator": {"dtype": "float32"},
             }
         )
         images = MemoryImageStore(10**8)
@@ -139,11 +140,33 @@ async def test_bfloat16_travels_as_bits(tiny_checkpoint: TinyCheckpoint, open_mo
     assert 0 < np.abs(values - full.array).max() < 0.1
 
 
-def test_features_own_their_memory() -> None:
+async def test_bfloat16_features_never_hang_on_company(
+    tiny_checkpoint: TinyCheckpoint, open_models: Callable[..., Opened]
+) -> None:
+    """On a CPU a picture's tiles take turns with others' tiles; each is computed as if it were alone."""
+    opened = open_models(tiny={"checkpoint": str(tiny_checkpoint()), "generator": {"dtype": "bfloat16"}})
+    together = await asyncio.gather(*(opened.encode(data, "tiny") for data in PICTURES))
+    [lane] = opened.encoder._lanes
+    for data, expected in zip(PICTURES, together, strict=True):
+        image = check_image(data, RetinaConfig.model_fields["images"].default, b"secret")
+        await opened.encoder._cache.drop([lane.key("t", image.ref.id)])
+        alone = await opened.encode(data, "tiny")
+        assert (alone.source, alone.array.tobytes()) == ("tower", expected.array.tobytes())
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float32", np.float32), ("bfloat16", np.uint16)])
+def test_a_view_of_a_pass_is_copied_and_a_whole_one_is_not(dtype: FeatureDtype, bits: type) -> None:
+    """What is cached must not keep the pictures beside it in memory."""
     import torch
 
-    batch = torch.arange(12, dtype=torch.float32).reshape(4, 3)
-    features = to_features(batch[:2], "float32")
+    batch = torch.arange(12, dtype=getattr(torch, dtype)).reshape(4, 3)
+    part, whole = to_features(batch[:2], dtype), to_features(batch, dtype)
+    expected = batch.view(torch.uint16).numpy().copy() if dtype == "bfloat16" else batch.numpy().copy()
+    assert whole.array.__array_interface__["data"][0] == batch.data_ptr()
+    assert (whole.array == expected).all()
     batch.zero_()
-    assert features.array.tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert features.array.base is None
+    assert (part.array == expected[:2]).all()
+    for features in (part, whole):
+        assert (features.array.dtype, features.dtype) == (bits, dtype)
+        assert not features.array.flags.writeable
+        assert features.array.flags.c_contiguous

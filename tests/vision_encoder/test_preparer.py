@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from vision_encoder.bench import FakePreprocessor, png, until, until_true
 
-from deployments.config import RetinaConfig
+from deployments.config import RetinaConfig, VisionEncoderConfig
 from deployments.images.check import check_image
 from deployments.images.stores.memory import MemoryImageStore
 from deployments.types import StoredImage
@@ -44,6 +45,21 @@ async def test_files_are_fetched_when_a_thread_is_free() -> None:
     assert (store.num_gets, preprocess.num_calls) == (6, 6)
     assert preparer.seconds_per_image > 0
     preparer.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ({}, 1),
+        ({"replica": {"num_cpus": 0.4}}, 1),
+        ({"replica": {"num_cpus": 0}}, 1),
+        ({"replica": {"num_cpus": 2.5}}, 3),
+        ({"replica": {"num_cpus": 4}, "preprocess_threads": 2}, 2),
+    ],
+)
+def test_as_many_threads_as_the_replica_has_cores(settings: dict[str, object], number: int) -> None:
+    config = VisionEncoderConfig.model_validate(settings)
+    assert config.num_preprocess_threads == number
 
 
 def test_importing_the_encoder_is_light() -> None:

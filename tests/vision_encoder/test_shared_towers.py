@@ -86,7 +86,8 @@ async def open_models(
             {"name": name, "family": "llava", "checkpoint": str(folder), **settings.get(name, {})}
             for name, folder in folders.items()
         ]
-        config = parse_config({"models": models, "data_dir": str(tmp_path), "device": "cpu"})
+        exact = {"generator": {"dtype": "float32"}}
+        config = parse_config({"models": models, "data_dir": str(tmp_path), "device": "cpu", **exact})
         images = MemoryImageStore(10**8)
         runs.clear()
         opened.append(Opened(open_encoder(config, images), images, image, runs))
