@@ -106,7 +106,7 @@ class RandomFeatures:
 
 @contextlib.contextmanager
 def open_engine(settings: EngineSettings) -> Iterator[Engine]:
-    """Blocks while weights load; sets the number of torch's threads. Raises CheckpointError."""
+    """Blocks while weights load; sets the number of torch's threads here to 1. Raises CheckpointError."""
     import torch
 
     from deployments.config import GeneratorConfig
@@ -114,10 +114,11 @@ def open_engine(settings: EngineSettings) -> Iterator[Engine]:
     from deployments.models.registry import open_family
     from deployments.types import Message, TextPart
 
-    torch.set_num_threads(settings.num_threads)
+    torch.set_num_threads(1)  # while loading, as a replica does; the engine's thread has its own number
     family = open_family(settings.family)
     real = family.open_prompt_format(settings.checkpoint)
     language = family.open_language(settings.checkpoint, settings.device, settings.dtype)
+    language.pack()
     rows = real.build((Message("user", (TextPart("Hello."),)),)).positions.shape[0]
     prompts = ExactPrompts(real, language.vocab_size, settings.image_tokens, rows)
     encoder = RandomFeatures(settings.image_tokens, language.feature_width, settings.dtype)

@@ -56,7 +56,7 @@ class Engine:
         self._numbers = itertools.count()
         self._live: set[Ticket] = set()
         runner = build_runner(language, config, self.context_tokens)
-        self._worker = Worker(runner, prompts.stop_token_ids, self.metrics, model)
+        self._worker = Worker(runner, prompts.stop_token_ids, self.metrics, model, config.num_threads)
         self._builder = SequenceBuilder(model, prompts, encoder, runner.prefix, self.context_tokens, open_mask)
 
     # ------------------------------------------------------------------ one request

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_model(config: RetinaConfig, model: str) -> tuple[LanguageModel, PromptFormat]:
-    """Blocks while weights load; sets the number of torch's threads in this process.
+    """Blocks while weights load; sets the number of torch's threads in this process to 1.
 
     Raises CheckpointError, ConfigError.
     """
@@ -22,8 +22,7 @@ def load_model(config: RetinaConfig, model: str) -> tuple[LanguageModel, PromptF
     from deployments.models.sources import checkpoint_folder, prompt_options
 
     spec, generator = config.model(model), config.generator_of(model)
-    # Each replica is a process that shares its cores with others: more threads than its share make all of them slow.
-    torch.set_num_threads(generator.num_threads)
+    torch.set_num_threads(1)  # while loading; the engine's thread, which alone computes, has its own number
     device = resolve_device(config.device)
     dtype = resolve_dtype(generator.dtype, device)
     family = open_family(spec.family)

@@ -28,6 +28,10 @@ from deployments.models.family import LanguageModel, Output
 
 logger = logging.getLogger(__name__)
 
+# Passes with stretches of prompts are filled up to a multiple of this, so that shapes repeat: oneDNN builds, and keeps,
+# a kernel for each new one.
+ROW_STEP = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
@@ -197,12 +201,19 @@ class BatchRunner:
             embeddings.insert(0, embed_next(self._language, ids, batch)[:, 0])
         ends = np.cumsum([stretch.prefill.length for stretch in stretches], dtype=np.int64) + count - 1
         last = [*range(count), *(int(end) for end, item in zip(ends, stretches, strict=True) if item.is_last)]
+        positions = _positions(batch, stretches)  # (position_rows, N)
         attention = SlotAttention(
-            self._cache, [sequence.next_index for sequence in batch], [stretch.piece for stretch in stretches]
+            self._cache,
+            [sequence.next_index for sequence in batch],
+            [stretch.piece for stretch in stretches],
+            num_padding := -positions.shape[1] % ROW_STEP if stretches else 0,
         )
+        if num_padding:
+            positions = np.pad(positions, ((0, 0), (0, num_padding)))
+            embeddings.append(embeddings[0].new_zeros(num_padding, embeddings[0].shape[1]))
         return self._language.run(
             embeddings[0] if len(embeddings) == 1 else torch.cat(embeddings),
-            torch.from_numpy(_positions(batch, stretches)).to(device),
+            torch.from_numpy(positions).to(device),
             attention,
             torch.tensor(last, dtype=torch.int64, device=device),
         )

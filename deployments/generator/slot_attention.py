@@ -17,6 +17,8 @@ from deployments.generator.kv_cache import SlotCache
 
 # What a further kernel call costs, in positions of K and V that are read in vain (measured at 4 heads of 64 values).
 CALL_POSITIONS = 512
+# Lengths are rounded up to this, so that shapes repeat: oneDNN builds a kernel for each new one.
+LENGTH_STEP = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +50,20 @@ class Run:
 
 
 class SlotAttention:
-    """An `Attend` for one pass. `written` says for each decoding row where its token goes in its slot."""
+    """An `Attend` for one pass. `written` says for each decoding row where its token goes in its slot; behind rows and
+    pieces come `num_padding` tokens that are nobody's."""
 
-    def __init__(self, cache: SlotCache, written: Sequence[int], pieces: Sequence[Piece]) -> None:
+    def __init__(self, cache: SlotCache, written: Sequence[int], pieces: Sequence[Piece], num_padding: int = 0) -> None:
         assert all(piece.num_mutual <= piece.start or piece.start == 0 for piece in pieces), pieces
         assert all(piece.num_mutual <= piece.stop for piece in pieces), pieces
         self._layers = cache.layers
         self._dtype = cache.store.dtype
         self._pieces = pieces
+        self._num_padding = num_padding
         self._begins = list(accumulate((piece.length for piece in pieces), initial=len(written)))
         self._rows = torch.arange(len(written), device=cache.store.device)
         self._written = torch.tensor(written, dtype=torch.int64).to(cache.store.device, non_blocking=True)
+        self._context_tokens = cache.context_tokens
         self._runs = [self._open_run(first, stop, max(written[first:stop]) + 1) for first, stop in split_runs(written)]
         self._masks: list[torch.Tensor] = []  # of the pieces, once the number of query heads is known
 
@@ -78,9 +83,12 @@ class SlotAttention:
             keys[piece.slot, :, piece.start : piece.stop] = key[here].transpose(0, 1)
             values[piece.slot, :, piece.start : piece.stop] = value[here].transpose(0, 1)
             mixed.append(_prefill(query[here], keys[piece.slot], values[piece.slot], piece, mask, scale))
+        if self._num_padding:
+            mixed.append(mixed[0].new_zeros(self._num_padding, mixed[0].shape[1]))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
-    def _open_run(self, first: int, stop: int, length: int) -> Run:
+    def _open_run(self, first: int, stop: int, occupied: int) -> Run:
+        length = min(-(-occupied // LENGTH_STEP) * LENGTH_STEP, self._context_tokens)
         reach = torch.arange(length, device=self._rows.device)[None] <= self._written[first:stop, None]
         dtype = torch.float32 if reach.device.type == "cpu" else self._dtype
         return Run(first, stop, length, _additive(reach, dtype)[:, None, None])

@@ -25,8 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    def __init__(self, runner: Runner, stop_token_ids: frozenset[int], metrics: Metrics, name: str) -> None:
+    def __init__(
+        self, runner: Runner, stop_token_ids: frozenset[int], metrics: Metrics, name: str, num_threads: int
+    ) -> None:
         self.runner = runner
+        self._num_threads = num_threads  # of torch
         self.log = StepLog()
         self._stop_token_ids = stop_token_ids
         self._metrics = metrics
@@ -78,6 +81,9 @@ class Worker:
     # ------------------------------------------------------------------ the thread
 
     def _run(self) -> None:
+        # Here and not where the model is loaded: OpenMP keeps threads for each thread that computed with some, and once
+        # it has more of them than there are cores, they no longer spin while they wait: a step takes twice as long.
+        torch.set_num_threads(self._num_threads)
         try:
             with torch.inference_mode():
                 while sequences := self._next_sequences():

@@ -199,7 +199,7 @@ class WatchedLanguage:
     def run(self, embeddings: torch.Tensor, positions: Any, attend: Any, last: Any) -> Output:
         pieces = getattr(attend, "_pieces", ())  # decode steps of fixed shape have none
         chunks = tuple(piece.length for piece in pieces)
-        self._begin(Pass(len(embeddings) - sum(chunks), chunks))
+        self._begin(Pass(len(embeddings) - sum(chunks) - getattr(attend, "_num_padding", 0), chunks))
         output: Output = self.inner.run(embeddings, positions, attend, last)
         return output
 

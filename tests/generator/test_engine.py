@@ -310,7 +310,7 @@ async def test_positions_of_three_rows_that_run_behind_the_index(
     class OneRow:
         def run(self, embeddings: Any, positions: Any, attend: Any, last: Any) -> Any:
             assert positions.shape == (3, len(embeddings))
-            seen.append(positions.tolist())
+            seen.append(positions[:, : len(embeddings) - attend._num_padding].tolist())
             return original.run(embeddings, positions[:1], attend, last)
 
         def forward(self, embeddings: Any, positions: Any, cache: Any, mask: Any) -> Any:

@@ -151,8 +151,31 @@ def test_what_is_written_again_is_written_over() -> None:
 # --------------------------------------------------------------------------------- poison
 
 
+@pytest.fixture
+def exact_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths as they are: what a length is filled up with is zeros in life, and poison here."""
+    monkeypatch.setattr("deployments.generator.slot_attention.LENGTH_STEP", 1)
+
+
+@pytest.mark.parametrize(("written", "length"), [(0, 32), (31, 32), (32, 64), (CONTEXT - 1, CONTEXT)])
+def test_lengths_are_filled_up_within_the_context(written: int, length: int) -> None:
+    attention = SlotAttention(open_pass([written], []).cache, [written], [])
+    assert [run.length for run in attention._runs] == [length]
+
+
+def test_tokens_that_are_nobodys_get_zeros() -> None:
+    work = open_pass([5], [Piece(4, 0, 9)])
+    expected = work.attend()
+    padded = SlotAttention(work.cache, work.written, work.pieces, num_padding=6)
+    more = [torch.cat([tensor, torch.randn(6, *tensor.shape[1:])]) for tensor in (work.query, work.key, work.value)]
+    mixed = padded(1, *more)
+    assert torch.equal(mixed[:10], expected)
+    assert mixed.shape == (16, expected.shape[1])
+    assert not mixed[10:].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_nan_in_other_slots_and_behind_what_is_occupied_stays_there(dtype: Any) -> None:
+def test_nan_in_other_slots_and_behind_what_is_read_stays_there(dtype: Any, exact_lengths: None) -> None:
     written, pieces = [20, 20, 20], [Piece(4, 5, 11), Piece(6, 0, 9, num_mutual=4)]
     clean = open_pass(written, pieces, dtype).attend()
     poisoned = open_pass(written, pieces, dtype)
@@ -217,7 +240,7 @@ def test_split_runs(heads: int, kv_heads: int, dtype: Any) -> None:
     check(open_pass(written, [Piece(6, 3, 9)], dtype, heads, kv_heads))
 
 
-def test_a_long_neighbour_is_not_read() -> None:
+def test_a_long_neighbour_is_not_read(exact_lengths: None) -> None:
     """Rows of another run may hold what they want."""
     written = [699, 3, 2]
     assert split_runs(written) == [(0, 1), (1, 3)]
