@@ -19,6 +19,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -40,6 +41,7 @@ from benchmarks.streams import (
     steady_gaps_s,
 )
 from benchmarks.summary import percentile, summarize
+from benchmarks.torch_threads import compute_apart
 
 PARTS = ("sweep", "step", "long", "memory")
 PICTURE_TOKENS = 64
@@ -83,7 +85,8 @@ def sweep(options: argparse.Namespace) -> Iterator[Row]:
     for dtype in options.generate_dtypes:
         generate = Generate.load(options.checkpoint, dtype, options.device)
         for batch in options.batches:
-            made = generate.measure(batch, PROMPT_TOKENS, NEW_TOKENS)
+            work = partial(generate.measure, batch, PROMPT_TOKENS, NEW_TOKENS)
+            made = compute_apart(options.num_threads, work)
             yield _sweep_row(f"generate {dtype}", batch, made.tokens_per_s, made.ttft_ms, made.step_ms)
 
 
@@ -99,8 +102,11 @@ def step(options: argparse.Namespace) -> Iterator[Row]:
     shape = read_shape(options.checkpoint)
     settings = _settings(options, max(options.batches), max(options.positions) + 2 * STEP_WITHIN, 0)
     measured = {}
+    ceilings = compute_apart(
+        options.num_threads,
+        lambda: measure_ceilings(shape, options.batches, getattr(torch, options.dtype), options.device),
+    )
     with open_engine(settings) as engine:
-        ceilings = measure_ceilings(shape, options.batches, getattr(torch, options.dtype), options.device)
         for batch in options.batches:
             num_new = max(options.positions) + STEP_WITHIN - STEP_PROMPT_TOKENS
             asked = [Asked(STEP_PROMPT_TOKENS, num_new, _new_key()) for _ in range(batch)]
