@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import secrets
 import signal
 import sys
@@ -187,7 +186,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     own.add_argument("--checkpoint", type=Path, help="of the smolvlm family; without: one is made")
     own.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     own.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="also of transformers serve")
-    own.add_argument("--num-threads", type=int, default=len(os.sched_getaffinity(0)), help="of the generator's torch")
+    own.add_argument("--num-threads", type=int, default=1, help="of the generator's torch")
     own.add_argument("--vision-threads", type=int, default=1, help="of the vision encoder's torch")
     own.add_argument("--set", type=_override, action="append", default=[], metavar="KEY=VALUE", help="of the config")
     peers = parser.add_argument_group("others")
