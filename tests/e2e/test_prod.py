@@ -255,7 +255,8 @@ def test_one_conversation_goes_through_all_models_and_keeps_its_picture(cluster:
             assert (reply["model_used"], reply["has_image"]) == (model, True)
             assert reply["usage"]["image_tokens"] > 0
         assert reply["conversation_length"] == 10
-        assert reply["timings"]["encode_source"] == "memory"  # smolvlm's tower has seen it
+        assert reply["timings"]["encode_source"] == "kv", "smolvlm's engine still has what it made of the picture"
+        assert reply["usage"]["reused_tokens"] > reply["usage"]["image_tokens"]
 
 
 def test_devices_and_shares(cluster: Cluster) -> None:
