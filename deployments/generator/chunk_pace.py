@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 STRETCH = 1.7  # a step with prompt tokens may take this many times as long as one without; the promise is 2
-LEAST_TOKENS = 16  # a prompt must go on however slow the machine is
+FIRST_TOKENS = 64  # while nothing has been measured
+LEAST_TOKENS = 16  # fewer cost nearly as much: each stretch reads all that its prompt has before it
+MOST_STEPS_BETWEEN = 4  # a prompt must go on however slow the machine is
 SMOOTHING = 0.2  # weight of the newest step
 
 
@@ -12,15 +14,25 @@ class ChunkPace:
         self.max_tokens = max_tokens
         self._decode_s = 0.0  # of a step without prompt tokens, smoothed; 0: none was seen
         self._token_s = 0.0  # that a prompt token adds to a step, smoothed; 0: not known
+        self._saved_tokens = 0.0  # that would have fitted into steps which took none
 
     def tokens(self, num_decoding: int) -> int:
-        """Prompt tokens for a step in which so many rows decode. Nobody waits for a step without such rows."""
+        """Prompt tokens for the next step, in which so many rows decode; call it once for each step.
+
+        Nobody waits for a step without such rows. Where not even LEAST_TOKENS fit, they come in every few steps only.
+        """
         if not num_decoding:
             return self.max_tokens
         if not self._decode_s or not self._token_s:
-            return min(4 * LEAST_TOKENS, self.max_tokens)
-        fitting = int(self._decode_s * (STRETCH - 1) / self._token_s)
-        return min(max(fitting, LEAST_TOKENS), self.max_tokens)
+            return min(FIRST_TOKENS, self.max_tokens)
+        fitting = self._decode_s * (STRETCH - 1) / self._token_s
+        if fitting >= LEAST_TOKENS:
+            return min(int(fitting) // LEAST_TOKENS * LEAST_TOKENS, self.max_tokens)  # in whole ones: shapes repeat
+        self._saved_tokens += max(fitting, LEAST_TOKENS / MOST_STEPS_BETWEEN)
+        if self._saved_tokens < LEAST_TOKENS:
+            return 0
+        self._saved_tokens -= LEAST_TOKENS
+        return min(LEAST_TOKENS, self.max_tokens)
 
     def observe(self, duration_s: float, num_decoding: int, num_prompt_tokens: int) -> None:
         if not num_prompt_tokens:

@@ -103,6 +103,8 @@ def _share_chunk(
     Each takes all it can, so after a step at most one prompt is half done. Who cannot begin with what is left ends the
     round: had a later one gone first, a long beginning could wait for ever.
     """
+    if not prefill_chunk_tokens:
+        return ()
     free = [slot for slot in range(num_slots) if slot not in slots.values()]
     unfinished = [row for row in rows if not row.is_decoding]
     prefills: list[Prefill] = []

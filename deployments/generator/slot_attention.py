@@ -95,7 +95,9 @@ class SlotAttention:
         return Run(first, stop, length, _additive(reach, dtype)[:, None, None])
 
     def _filled_up(self, length: int) -> int:
-        return min(-(-length // LENGTH_STEP) * LENGTH_STEP, self._context_tokens)
+        """By an eighth at most where that is more than LENGTH_STEP."""
+        step = max(LENGTH_STEP, 1 << max(length.bit_length() - 4, 0)) if LENGTH_STEP > 1 else 1
+        return min(-(-length // step) * step, self._context_tokens)
 
     def _decode(
         self, run: Run, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float | None

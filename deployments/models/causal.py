@@ -13,7 +13,7 @@ from deployments.models.family import Attend, Output, Prompt, Rules
 from deployments.models.flat_attention import use_flat_attention
 from deployments.models.fused_decoder import FusedDecoder, can_fuse
 from deployments.models.module_loading import load_module
-from deployments.models.packing import PackedLinear, can_pack, pack_linears
+from deployments.models.packing import PackedLinear, can_pack, give_back_memory, pack_linears
 
 
 class LlamaAlone(LlamaForCausalLM):  # type: ignore[misc]
@@ -65,11 +65,13 @@ class CausalLanguage:
         if self._fused is None:
             pack_linears(self.module)
             self._head = self.module.get_output_embeddings()
+            give_back_memory()
             return
         self._fused.pack()
         # Where it is tied to the embedding, that one stays as it is.
         self._head = PackedLinear(self._head.weight, self._head.bias)
         self.module.set_output_embeddings(self._head)
+        give_back_memory()
 
     def run(self, embeddings: torch.Tensor, positions: torch.Tensor, attend: Attend, last: torch.Tensor) -> Output:
         assert positions.shape == (self._position_rows, len(embeddings)), positions.shape
