@@ -19,7 +19,7 @@ test: $(READY)  ## all tests
 test-fast: $(READY)  ## those that need neither torch nor Ray
 	$(BIN)/python -m pytest -m "not torch and not ray and not cluster"
 
-bench: $(BENCH)  ## short benchmarks of this machine: engine, vision, served graph beside transformers serve; 5 minutes
+bench: $(BENCH)  ## short benchmarks of this machine: engine, vision, served graph beside transformers serve; about 3 minutes
 	$(BIN)/python -m benchmarks.generator --batches 1,16 --positions 160 --generate-dtypes bfloat16
 	$(BIN)/python -m benchmarks.vision --short
 	$(BIN)/python -m benchmarks.graph --users 1,16 --scenario unique,repeat --tiles 1 --peer-dtypes float32

@@ -23,13 +23,14 @@ from deployments.models.byte_pixels import CHANNELS, GEOMETRY_ONLY, look_up, val
 from deployments.models.causal import CausalLanguage
 from deployments.models.chat_template import ChatTemplate
 from deployments.models.family import NO_OPTIONS, Options, Pixels
-from deployments.models.fused_vision import ATTENTION_NAME, can_fuse, name_fused
+from deployments.models.fused_vision import ATTENTION_NAME, can_fuse
 from deployments.models.generation_config import read_generation_defaults
 from deployments.models.image_processor import fingerprint_pixels, probed, read_image_processor, settings_of
 from deployments.models.module_loading import load_module
 from deployments.models.qwen2_vl_patches import Patching
 from deployments.models.qwen2_vl_prompt import Qwen2VLPromptFormat
 from deployments.models.registry import check_model_type
+from deployments.models.tower_arithmetic import arithmetic_of
 from deployments.models.weights import fingerprint_tensors, fingerprint_values, reading
 
 DEFAULT_MAX_IMAGE_TOKENS = 1280  # checkpoints allow 16384, several seconds of prefill for one photograph
@@ -51,7 +52,7 @@ class Qwen2VL:
         half = load_module(_vision_half_class(config.model_type), folder, config, dtype)
         weights = fingerprint_tensors(half.state_dict())  # before they move: hashing reads them from the page cache
         half = half.to(torch.device(device))
-        return Qwen2VLTower(half, fingerprint_values({"weights": weights, **_arithmetic_of(half)}))
+        return Qwen2VLTower(half, fingerprint_values({"weights": weights, **arithmetic_of(half)}))
 
     def open_prompt_format(self, folder: Path, options: Options = NO_OPTIONS) -> Qwen2VLPromptFormat:
         patching = _read_patching(folder, read_image_processor(folder), options)
@@ -185,16 +186,6 @@ def _vision_half_class(model_type: str) -> type[PreTrainedModel]:
             self.post_init()
 
     return VisionHalf
-
-
-def _arithmetic_of(half: PreTrainedModel) -> dict[str, object]:
-    """What decides the features besides weights and pixels: equal in checkpoints that differ in other respects."""
-    config = half.config
-    generic = PreTrainedConfig().to_dict()
-    vision = {key: value for key, value in config.vision_config.to_dict().items() if key not in generic}
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    place = {"device": half.device.type, "dtype": str(half.dtype), **name_fused(half.device, half.dtype)}
-    return {"model_type": config.model_type, "vision": vision, **versions, **place}
 
 
 # --------------------------------------------------------------------------------- language

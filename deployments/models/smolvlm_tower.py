@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from deployments.models.byte_pixels import CHANNELS, look_up
 from deployments.models.family import Pixels
-from deployments.models.fused_vision import can_fuse, fuse_layers, name_fused
+from deployments.models.fused_vision import can_fuse, fuse_layers
 from deployments.models.module_loading import load_module
+from deployments.models.tower_arithmetic import arithmetic_of
 from deployments.models.weights import fingerprint_tensors, fingerprint_values
 
 
@@ -118,7 +118,9 @@ def open_smolvlm_tower(folder: Path, config: PreTrainedConfig, device: str, dtyp
     half = load_module(_vision_half_class(config.model_type), folder, config, dtype)
     weights = fingerprint_tensors(half.state_dict())  # before they move: hashing reads them from the page cache
     half = half.to(torch.device(device))
-    return SmolVLMTower(half, fingerprint_values({"weights": weights, **_arithmetic_of(half)}))
+    return SmolVLMTower(
+        half, fingerprint_values({"weights": weights, "shuffle": config.scale_factor, **arithmetic_of(half)})
+    )
 
 
 @cache
@@ -145,13 +147,3 @@ def _vision_half_class(model_type: str) -> type[PreTrainedModel]:
             self.post_init()
 
     return VisionHalf
-
-
-def _arithmetic_of(half: PreTrainedModel) -> dict[str, object]:
-    """What decides the features besides weights and pixels: equal in checkpoints that differ in other respects."""
-    config = half.config
-    generic = PreTrainedConfig().to_dict()
-    vision = {key: value for key, value in config.vision_config.to_dict().items() if key not in generic}
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    place = {"device": half.device.type, "dtype": str(half.dtype), **name_fused(half.device, half.dtype)}
-    return {"model_type": config.model_type, "vision": vision, "shuffle": config.scale_factor, **versions, **place}
