@@ -1,16 +1,21 @@
-"""A generator that computes nothing: all streams get a token at each step, as an engine gives them."""
+"""A generator that computes nothing: all streams get a token at each step, as an engine gives them.
+
+The first token of an answer says when it was made.
+"""
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from deployments.generator.stream import AnswerStream, Delivery, deliver_soon
-from deployments.types import Chunk, GenerateRequest, Json, Timings, Usage
+from deployments.types import Chunk, FinishReason, GenerateRequest, Json, Timings, Usage
 
 WORD = " token"
+STAMP = re.compile(rb"@(\d+)@")  # nanoseconds of the monotonic clock, which all processes of a machine share
 
 
 @dataclass(slots=True, eq=False)
@@ -26,10 +31,13 @@ class _Answer:
 
     def next_token(self) -> Delivery:
         self.num_sent += 1
-        if self.num_sent < self.num_tokens:
-            return self.stream, Chunk(WORD, 1)
-        usage, timings = Usage(1, 0, 0, self.num_tokens), Timings(0, 0, 0, 0, 0)
-        return self.stream, Chunk(WORD, 1, "length", usage, timings)
+        ids = (self.num_sent - 1,)
+        if 1 < self.num_sent < self.num_tokens:
+            return self.stream, Chunk(WORD, 1, token_ids=ids)
+        text = f"{WORD}@{time.monotonic_ns()}@" if self.num_sent == 1 else WORD
+        reason: FinishReason | None = "length" if self.num_sent == self.num_tokens else None
+        usage, timings = Usage(1, 0, 0, self.num_sent), Timings(0, 0, 0, 0, 0)
+        return self.stream, Chunk(text, 1, reason, usage, timings, token_ids=ids)
 
 
 class PacedGenerator:

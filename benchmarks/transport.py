@@ -5,7 +5,8 @@
     python -m benchmarks.transport --way haproxy
 
 The generator computes nothing and gives every stream a token at each step, so that what is left is the transport:
-core-milliseconds per token, the time to the first token beyond the step, and how evenly the others come.
+core-milliseconds per token, how long the first token takes from that thread to the client, and how evenly the others
+come.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.card import machine_card
-from benchmarks.paced import WORD
+from benchmarks.paced import STAMP, WORD
 from benchmarks.paced_graph import STEP_VARIABLE
 from benchmarks.processes import PROC, ProcessTree, running
 from benchmarks.report import Report, Row, add_report_options
@@ -53,24 +54,26 @@ REST = "rest of Ray"
 class Seen:
     num_tokens: int = 0
     first_s: list[float] = field(default_factory=list)
+    way_s: list[float] = field(default_factory=list)  # of first tokens, from the generator's thread to the client
     gaps_s: list[float] = field(default_factory=list)
 
 
-async def drive(port: int, users: int, tokens: int, seconds: float) -> Seen:
+async def drive(port: int, users: int, tokens: int, seconds: float, *, resumable: bool) -> Seen:
     """So many users who ask again and again, each in one stream at a time."""
     seen, until = Seen(), time.monotonic() + seconds
-    await asyncio.gather(*(_use(port, tokens, until, seen) for _ in range(users)))
+    question = {"message": "Hello", "stream": True, "max_new_tokens": tokens, "resumable": resumable}
+    await asyncio.gather(*(_use(port, json.dumps(question).encode(), tokens, until, seen) for _ in range(users)))
     return seen
 
 
-async def _use(port: int, tokens: int, until: float, seen: Seen) -> None:
+async def _use(port: int, body: bytes, tokens: int, until: float, seen: Seen) -> None:
     while time.monotonic() < until:
-        await _ask(port, tokens, seen)
+        await _ask(port, body, seen)
+        seen.num_tokens += tokens
 
 
-async def _ask(port: int, tokens: int, seen: Seen) -> None:
+async def _ask(port: int, body: bytes, seen: Seen) -> None:
     """Over a plain socket: a client's own time would show in the figures of a machine with few cores."""
-    body = json.dumps({"message": "Hello", "stream": True, "max_new_tokens": tokens}).encode()
     head = f"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     asked = last = time.monotonic()
@@ -83,11 +86,18 @@ async def _ask(port: int, tokens: int, seen: Seen) -> None:
                 seen.gaps_s.append(now - last)
             else:
                 seen.first_s.append(now - asked)
+                seen.way_s.append(now - made_s(data))
             last = now
         reply += data
     writer.close()
     assert b"event: done" in reply, reply[-1000:]
-    seen.num_tokens += tokens
+
+
+def made_s(first: bytes) -> float:
+    """When the generator made the token that is in here, on the monotonic clock."""
+    stamp = STAMP.search(first)
+    assert stamp, first
+    return int(stamp[1]) / 1e9
 
 
 # ------------------------------------------------------------------------------------- the service
@@ -170,10 +180,11 @@ def _part(pid: int) -> str:
 def measure(way: str, options: argparse.Namespace) -> Iterator[Row]:
     step_s = options.step_ms / 1000
     with serving(way, step_s) as (port, tree):
-        asyncio.run(drive(port, 2, 16, WARM_S))
-        alone = asyncio.run(drive(port, 1, 4, IDLE_S))
+        resumable = options.resumable
+        asyncio.run(drive(port, 2, 16, WARM_S, resumable=resumable))
+        alone = asyncio.run(drive(port, 1, 4, IDLE_S, resumable=resumable))
         before, began = cpu_seconds(tree, way), time.monotonic()
-        seen = asyncio.run(drive(port, options.users, options.tokens, options.seconds))
+        seen = asyncio.run(drive(port, options.users, options.tokens, options.seconds, resumable=resumable))
         spent_s, after = time.monotonic() - began, cpu_seconds(tree, way)
     used = {part: seconds - before.get(part, 0.0) for part, seconds in sorted(after.items())}
     for part, seconds in {**used, "all": sum(used.values())}.items():
@@ -188,6 +199,7 @@ def measure(way: str, options: argparse.Namespace) -> Iterator[Row]:
         "part": "what a client sees",
         "way": way,
         "tokens_per_s": round(seen.num_tokens / spent_s),
+        "first_event_alone_ms": _ms(statistics.median(alone.way_s)),
         "ttft_alone_ms": _ms(statistics.median(alone.first_s)),
         "ttft_p50_ms": _ms(statistics.median(seen.first_s)),
         "gap_p50_ms": _ms(statistics.median(seen.gaps_s)),
@@ -204,7 +216,7 @@ def main(words: list[str] | None = None) -> int:
     card = machine_card()
     rows = [row for way in options.way or ["retina-serve"] for row in measure(way, options)]
     rows.sort(key=lambda row: str(row["part"]), reverse=True)
-    settings = {name: getattr(options, name) for name in ("users", "tokens", "seconds", "step_ms")}
+    settings = {name: getattr(options, name) for name in ("users", "tokens", "seconds", "step_ms", "resumable")}
     Report("transport", card, rows, settings=settings).finish(options)
     return 0
 
@@ -216,6 +228,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--step-ms", type=float, default=22.0, help="the engine's; one token for each stream")
+    parser.add_argument("--resumable", action="store_true", help="streams that are kept, so that clients can come back")
     add_report_options(parser)
     return parser.parse_args(words)
 

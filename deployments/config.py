@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,14 +69,31 @@ class ImageConfig(Section):
     store_max_bytes: int = Field(2_000_000_000, ge=1, description="oldest pictures go first")
 
 
+class StreamConfig(Section):
+    """Streams that clients may come back to."""
+
+    store: Literal["disk", "memory"] = Field("disk", description="memory: lost at the end, one process only")
+    keep_s: float = Field(60, ge=0, description="generation goes on this long without a reader")
+    retain_s: float = Field(300, ge=0, description="an ended stream can be read again this long")
+    max_streams: int = Field(10_000, ge=1, description="kept at a time, per tenant; beyond that 503")
+
+
 class IngressConfig(Section):
     replica: ReplicaConfig = ReplicaConfig(num_cpus=0.2, max_queued_requests=256)
     max_body_bytes: int = Field(24_000_000, ge=1, description="of a request, picture and form together")
-    max_message_chars: int = Field(16_000, ge=1, description="of one question")
+    max_message_chars: int = Field(
+        64_000, ge=1, description="of what one turn brings: question, other input and instructions together"
+    )
     turn_timeout_s: float = Field(120, gt=0, description="open_turn to the last chunk")
     picture_threads: int = Field(2, ge=1, description="that check pictures, per replica")
     max_waiting_pictures: int = Field(32, ge=1, description="waiting for a check beyond that: 503")
     max_listed_sessions: int = Field(1000, ge=1, description="in one answer of GET /chat/sessions")
+    max_input_messages: int = Field(256, ge=1, description="in one request of /v1")
+    max_input_images: int = Field(16, ge=1, description="in one request of /v1")
+    max_choices: int = Field(8, ge=1, description="answers to one request of /v1/chat/completions")
+    max_sockets: int = Field(256, ge=1, description="open at a time at /ws/chat, per replica")
+    socket_idle_s: float = Field(600, gt=0, description="a socket without a turn and without a message is closed")
+    streams: StreamConfig = StreamConfig()
 
 
 class SessionRouterConfig(Section):
@@ -89,6 +107,8 @@ class SessionRouterConfig(Section):
     max_waiting_turns: int = Field(8, ge=0, description="wait for one session; beyond that 409 at once")
     max_session_id_chars: int = Field(128, ge=32, description="of an id that a client chose")
     max_sessions: int = Field(100_000, ge=1, description="per tenant; the longest unused goes first")
+    max_records: int = Field(100_000, ge=1, description="stored responses, and files, per tenant; the oldest go first")
+    response_retain_s: float = Field(2_592_000, gt=0, description="a stored response is kept this long")
 
 
 class VisionEncoderConfig(Section):
@@ -145,11 +165,12 @@ class GeneratorConfig(Section):
         256_000_000, ge=0, description="of K and V that are remembered for requests with the same beginning; 0: none"
     )
     max_waiting_requests: int = Field(128, ge=0, description="waiting for a slot beyond that: 503")
-    max_new_tokens: int = Field(512, ge=1, description="a request may ask for at most this many")
+    max_new_tokens: int = Field(4096, ge=1, description="a request may ask for at most this many")
     default_new_tokens: int = Field(256, ge=1, description="when a request does not say")
     max_timeout_s: float = Field(120, gt=0, description="from arrival to the last token")
     max_stop_strings: int = Field(8, ge=0, description="of one request")
     max_stop_chars: int = Field(256, ge=1, description="of each of them")
+    max_schema_chars: int = Field(65_536, ge=2, description="of a JSON schema that answers must fit")
 
     @model_validator(mode="after")
     def _ordered(self) -> GeneratorConfig:
@@ -162,6 +183,17 @@ class GeneratorConfig(Section):
     @property
     def max_admitted_requests(self) -> int:
         return self.num_slots + self.max_waiting_requests
+
+
+class PriceConfig(Section):
+    """Money per million tokens, in the currency that whoever runs the service counts in."""
+
+    prompt: Decimal = Field(Decimal(0), ge=0, description="text of the prompt that was computed")
+    image: Decimal | None = Field(None, ge=0, description="image tokens; null: as prompt")
+    reused: Decimal | None = Field(
+        None, ge=0, description="prompt tokens that were not computed again; null: as computed ones"
+    )
+    completion: Decimal = Field(Decimal(0), ge=0, description="tokens of the answer")
 
 
 class ModelConfig(Section):
@@ -181,6 +213,7 @@ class ModelConfig(Section):
         description="smolvlm, qwen2_vl: of one picture, larger ones are scaled down; null: the checkpoint's own limit "
         "(smolvlm), 1280 (qwen2_vl)",
     )
+    prices: PriceConfig | None = Field(None, description="what its tokens cost; null: answers have no cost")
     generator: dict[str, object] = Field(default_factory=dict, description="keys of the generator section to replace")
 
     @field_validator("family")

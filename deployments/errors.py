@@ -12,11 +12,17 @@ RetinaError                    500
 │       └── ImageTooLarge      413   bytes, pixels or sides over a limit
 ├── NotFound                   404
 │   ├── SessionNotFound
-│   └── ImageNotFound
+│   ├── ImageNotFound
+│   ├── RecordNotFound                 a stored response or file
+│   └── StreamNotFound                 a stream that was not kept, or not for so long
 ├── SessionBusy                409   another turn holds the session
+├── NotLastTurn                409   the session went on since the turn that was to be followed
 ├── LeaseLost                  409   the turn outlived its lease
+├── StreamAbandoned            410   nobody read a kept stream for so long that its turn was given up
+├── OriginRefused              403   a web page from elsewhere tried to open a socket
 ├── Overloaded                 503   queues are full; retry_after_s says when to come back
 ├── PartUnavailable            503   a replica died or cannot be reached
+│   └── ServerUnreachable            raised by our own client: nobody answers at the address
 ├── DeadlineExceeded           504
 └── StartupError               500   raised while building or loading, never to a client
     ├── ConfigError
@@ -94,12 +100,32 @@ class ImageNotFound(NotFound):
     code = "image_not_found"
 
 
+class RecordNotFound(NotFound):
+    code = "record_not_found"
+
+
+class StreamNotFound(NotFound):
+    code = "stream_not_found"
+
+
 class SessionBusy(RetinaError):
     status, code = 409, "session_busy"
 
 
+class NotLastTurn(RetinaError):
+    status, code = 409, "not_last_turn"
+
+
 class LeaseLost(RetinaError):
     status, code = 409, "lease_lost"
+
+
+class StreamAbandoned(RetinaError):
+    status, code = 410, "stream_abandoned"
+
+
+class OriginRefused(RetinaError):
+    status, code = 403, "origin_refused"
 
 
 class Overloaded(RetinaError):
@@ -108,6 +134,10 @@ class Overloaded(RetinaError):
 
 class PartUnavailable(RetinaError):
     status, code = 503, "part_unavailable"
+
+
+class ServerUnreachable(PartUnavailable):
+    code = "server_unreachable"
 
 
 class DeadlineExceeded(RetinaError):

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from deployments.errors import InvalidRequest
+from deployments.fake_documents import document
 from deployments.types import (
     Alternative,
     Box,
@@ -25,22 +27,38 @@ from deployments.types import (
 )
 
 MAX_FOUND = 5
+MAX_SHOWN_IDS = 8  # in an error
 SEES = "The picture has"  # begins what is said of the picture
 
 
 def answer(request: GenerateRequest) -> tuple[list[Chunk], FinishReason]:
-    """At least one chunk, each of one token: a word with the space before it, or something found."""
+    """At least one chunk, each of one token: a word with the space before it, or something found. A token's id is its
+    place in the answer. Raises InvalidRequest for a grammar that is too much for a fake."""
     task, image = request.task, newest_picture(request)
     if isinstance(task, DetectTask | PointTask):
+        if request.sampling.grammar is not None:
+            raise InvalidRequest("places are not text; a grammar says nothing of them", "response_format")
         chunks = [Chunk("", 1, found=(place,)) for place in _find(task, image)]
     else:
         thoughts = [Chunk("", 1, thought=word) for word in _words(_thought(task, image))]
         chunks = [*thoughts, *(Chunk(word, 1) for word in _words(_cut(_text(request, image), request.sampling.stop)))]
-    limit, number = request.sampling.max_new_tokens, request.sampling.num_logprobs
-    given = chunks[:limit] or [Chunk("", 1)]
-    if number is not None:
-        given = [replace(chunk, logprobs=(_logprob(chunk.thought + chunk.text, number),)) for chunk in given]
+    limit = request.sampling.max_new_tokens
+    given = [_name(index, chunk, request) for index, chunk in enumerate(chunks[:limit] or [Chunk("", 1)])]
     return given, "length" if len(chunks) > limit else "stop"
+
+
+def rest(request: GenerateRequest, chunks: Sequence[Chunk]) -> list[Chunk]:
+    """What comes after the tokens of `request.answered`: an empty chunk where nothing does. Raises InvalidRequest."""
+    answered = request.answered
+    if answered and request.task is not None:
+        raise InvalidRequest("a task's answer cannot be gone on with; answered must be empty", "answered")
+    if answered != tuple(range(len(answered))) or len(answered) > len(chunks):
+        raise InvalidRequest(
+            f"the fake model's answer to this has the token ids 0 to {len(chunks) - 1}; answered, "
+            f"{_shorten(answered)}, is not its beginning",
+            "answered",
+        )
+    return list(chunks[len(answered) :]) or [Chunk("", 0)]
 
 
 def grounding(request: GenerateRequest, chunks: Sequence[Chunk]) -> tuple[Grounding, ...]:
@@ -67,6 +85,11 @@ def text_of(request: GenerateRequest) -> str:
 
 
 def _text(request: GenerateRequest, image: ImageRef | None) -> str:
+    text, grammar = _sentences(request, image), request.sampling.grammar
+    return text if grammar is None else document(grammar, text)
+
+
+def _sentences(request: GenerateRequest, image: ImageRef | None) -> str:
     text = _request_words(request)
     if image is not None:
         text += f" {_size(image)}"
@@ -125,10 +148,24 @@ def _words(text: str) -> list[str]:
     return [first, *(f" {word}" for word in others)]
 
 
-def _logprob(word: str, number: int) -> TokenLogprob:
+def _name(index: int, chunk: Chunk, request: GenerateRequest) -> Chunk:
+    """With the token's id and, if they were asked for, its chances."""
+    number = request.sampling.num_logprobs
+    logprobs = () if number is None else (_logprob(index, chunk.thought + chunk.text, number),)
+    return replace(chunk, token_ids=(index,), logprobs=logprobs)
+
+
+def _logprob(token_id: int, word: str, number: int) -> TokenLogprob:
     """Half of the chances for the word itself, and half of what is left for each that it doubts more."""
-    doubts = [Alternative(index, word + "?" * index, -(index + 1) * math.log(2)) for index in range(max(number, 1))]
+    doubts = [
+        Alternative(token_id + doubt, word + "?" * doubt, -(doubt + 1) * math.log(2)) for doubt in range(max(number, 1))
+    ]
     return TokenLogprob(doubts[0], tuple(doubts[:number]))
+
+
+def _shorten(answered: Sequence[int]) -> str:
+    shown = ", ".join(map(str, answered[:MAX_SHOWN_IDS]))
+    return f"({shown}{', …' if len(answered) > MAX_SHOWN_IDS else ''})"
 
 
 # ------------------------------------------------------------------------------------- places

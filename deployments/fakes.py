@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 
 from deployments.errors import DeadlineExceeded
-from deployments.fake_answers import answer, grounding, newest_picture, text_of
+from deployments.fake_answers import answer, grounding, newest_picture, rest, text_of
 from deployments.types import (
     Chunk,
     EncodeRequest,
@@ -43,8 +44,9 @@ class FakeGenerator:
     """Says back the question and the picture's size, one word a chunk; finds what is nowhere, one place a chunk.
 
     The same prompt always gets the same answer: temperature, top_p, top_k, min_p, penalties and seed change nothing.
-    max_new_tokens (words and places here), stop, logprobs and the deadline are kept. With a vision encoder it asks for
-    the picture's features first.
+    max_new_tokens (words and places here), stop, logprobs and the deadline are kept. A token's id is its place in the
+    answer, so `answered` must be 0, 1, 2, ... and the answer goes on after so many words. A grammar wraps the answer
+    into the least JSON that fits (`fake_documents.py`). With a vision encoder it asks for the picture's features first.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class FakeGenerator:
         gate: Gate | None = None,
         failure: Exception | None = None,
         fail_after_chunks: int = 0,  # of the failure, if there is one
+        max_failures: int | None = None,  # streams that fail, the first ones; None: all
     ) -> None:
         self._model = model
         self._vision_encoder = vision_encoder
@@ -63,6 +66,7 @@ class FakeGenerator:
         self._gate = gate
         self._failure = failure
         self._fail_after_chunks = fail_after_chunks
+        self._num_failures_left = math.inf if max_failures is None else max_failures
         self._num_running = 0
         self._ended = {"stop": 0, "length": 0, "cancelled": 0, "failed": 0}
 
@@ -71,20 +75,19 @@ class FakeGenerator:
         self._num_running += 1
         try:
             clock = _Clock(request.timeout_s)
-            features = await self._look(request)
             chunks, reason = answer(request)
-            for position, chunk in enumerate(chunks[:-1]):
+            left, num_tokens = rest(request, chunks), len(request.answered)
+            features = await self._look(request)
+            for position, chunk in enumerate(left):
                 await self._pause(position, clock)
+                num_tokens += chunk.num_tokens
+                is_last = position == len(left) - 1
+                if position == 0 or is_last:
+                    chunk = replace(chunk, usage=_usage(request, num_tokens), timings=clock.timings(features))
+                if is_last:
+                    outcome = reason
+                    chunk = replace(chunk, finish_reason=reason, grounding=grounding(request, chunks))
                 yield chunk
-            await self._pause(len(chunks) - 1, clock)
-            outcome = reason
-            yield replace(
-                chunks[-1],
-                finish_reason=reason,
-                usage=_usage(request, chunks),
-                timings=clock.timings(features),
-                grounding=grounding(request, chunks),
-            )
         except Exception:
             outcome = "failed"
             raise
@@ -105,7 +108,8 @@ class FakeGenerator:
 
     async def _pause(self, position: int, clock: _Clock) -> None:
         """What comes before the chunk at `position`."""
-        if self._failure is not None and position == self._fail_after_chunks:
+        if self._failure is not None and position == self._fail_after_chunks and self._num_failures_left > 0:
+            self._num_failures_left -= 1
             raise self._failure
         try:
             async with asyncio.timeout_at(clock.deadline):
@@ -181,7 +185,6 @@ class _Clock:
         )
 
 
-def _usage(request: GenerateRequest, chunks: Sequence[Chunk]) -> Usage:
+def _usage(request: GenerateRequest, num_tokens: int) -> Usage:
     image_tokens = IMAGE_TOKENS * sum(len(message.images) for message in request.messages)
-    text_tokens = len(text_of(request).split())
-    return Usage(image_tokens + text_tokens, image_tokens, 0, sum(chunk.num_tokens for chunk in chunks))
+    return Usage(image_tokens + len(text_of(request).split()), image_tokens, 0, num_tokens)

@@ -17,13 +17,18 @@ class FamilyEntry:
     model_types: tuple[str, ...]  # of config.json
     skills: tuple[Skill, ...] = CHAT
     options: tuple[str, ...] = ()  # keys of a model's configuration that not every family has
+    max_images: int | None = None  # in one conversation; None: as many as its context holds
 
 
 FAMILIES: Mapping[str, FamilyEntry] = {
     "smolvlm": FamilyEntry("deployments.models.smolvlm", ("idefics3", "smolvlm"), options=("max_image_tokens",)),
     "qwen2_vl": FamilyEntry("deployments.models.qwen2_vl", ("qwen2_vl", "qwen2_5_vl"), options=("max_image_tokens",)),
     "moondream": FamilyEntry(
-        "deployments.models.moondream", ("moondream1",), GROUNDED, options=("tokenizer", "tokenizer_revision")
+        "deployments.models.moondream",
+        ("moondream1",),
+        GROUNDED,
+        options=("tokenizer", "tokenizer_revision"),
+        max_images=1,
     ),
     "llava": FamilyEntry("deployments.models.llava", ("llava",)),
     "fake": FamilyEntry("", (), GROUNDED),

@@ -20,6 +20,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 
 from deployments.capacity import Cluster, Node
 from deployments.errors import DeadlineExceeded, Overloaded, PartUnavailable, RetinaError
+from deployments.record_types import Record, RecordKind
 from deployments.types import (
     Chunk,
     EncodeRequest,
@@ -78,9 +79,9 @@ def _gone(part: str) -> PartUnavailable:
     return PartUnavailable(f"a replica of {part} died while it worked on this request", None, RESTART_S)
 
 
-async def _call(part: str, method: Any, *args: object, timeout_s: float) -> Any:
+async def _call(part: str, method: Any, *args: object, timeout_s: float, **named: object) -> Any:
     """One answer from one replica; cancelled there when we are cancelled here or the time is over."""
-    response = method.remote(*args)
+    response = method.remote(*args, **named)
     try:
         with ray_errors_as_ours(part):
             async with asyncio.timeout(timeout_s):
@@ -140,7 +141,8 @@ class RayGenerator:
         return statistics
 
 
-# close_turn is idempotent by its lease and the others change nothing, so a router replica's death is ridden out.
+# close_turn is idempotent by its lease, put_record by the record's id, and the others change nothing, so a router
+# replica's death is ridden out. Deletions are not repeated: after one whose reply was lost, the second finds nothing.
 ride_out_restart = retry(
     retry=retry_if_exception_type((PartUnavailable, Overloaded)),
     wait=wait_random_exponential(multiplier=0.2, max=2),
@@ -150,7 +152,7 @@ ride_out_restart = retry(
 
 
 class RaySessionRouter:
-    """SessionRouter and SessionArchive over a handle."""
+    """SessionRouter, SessionArchive and RecordArchive over a handle."""
 
     part = "session_router"
 
@@ -202,12 +204,34 @@ class RaySessionRouter:
     async def delete_session(self, tenant: str, session_id: str) -> None:
         await self._ask(self._handle.delete_session, tenant, session_id)
 
+    @ride_out_restart
+    async def put_record(self, tenant: str, record: Record) -> None:
+        await _outside_request(self._ask(self._handle.put_record, tenant, record))
+
+    @ride_out_restart
+    async def record(self, tenant: str, kind: RecordKind, record_id: str) -> Record:
+        record: Record = await self._ask(self._handle.record, tenant, kind, record_id)
+        return record
+
+    @ride_out_restart
+    async def records(
+        self, tenant: str, kind: RecordKind, limit: int, after: str | None = None, *, oldest_first: bool = False
+    ) -> tuple[Record, ...]:
+        records: tuple[Record, ...] = await self._ask(
+            self._handle.records, tenant, kind, limit, after, oldest_first=oldest_first
+        )
+        return records
+
+    async def delete_record(self, tenant: str, kind: RecordKind, record_id: str) -> Record:
+        record: Record = await self._ask(self._handle.delete_record, tenant, kind, record_id)
+        return record
+
     async def statistics(self) -> Json:
         statistics: Json = await _call(self.part, self._handle.statistics, timeout_s=STATISTICS_TIMEOUT_S)
         return statistics
 
-    async def _ask(self, method: Any, *args: object) -> Any:
-        return await _call(self.part, method, *args, timeout_s=self._timeout_s)
+    async def _ask(self, method: Any, *args: object, **named: object) -> Any:
+        return await _call(self.part, method, *args, timeout_s=self._timeout_s, **named)
 
 
 class RayParts:

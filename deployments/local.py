@@ -18,6 +18,7 @@ from deployments.images.check import check_image
 from deployments.images.secret import open_secret, tenant_secret
 from deployments.images.stores.open import open_image_store
 from deployments.ingress.app import create_app
+from deployments.ingress.services import Services, build_services
 from deployments.ingress.tasks import Tasks
 from deployments.ingress.tenants import PUBLIC_TENANT
 from deployments.ingress.turns import TurnEvent, TurnInput, Turns
@@ -51,14 +52,24 @@ class LocalParts:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    config: RetinaConfig
-    turns: Turns
-    tasks: Tasks
+    services: Services
     router: Router
     images: ImageStore
     secret: bytes
     parts: LocalParts
     tenant: str = PUBLIC_TENANT
+
+    @property
+    def config(self) -> RetinaConfig:
+        return self.services.config
+
+    @property
+    def turns(self) -> Turns:
+        return self.services.turns
+
+    @property
+    def tasks(self) -> Tasks:
+        return self.services.tasks
 
     async def add_image(self, data: bytes) -> ImageRef:
         """Check and store the bytes of a picture. Raises InvalidImage, UnsupportedImage, ImageTooLarge."""
@@ -72,15 +83,7 @@ class Graph:
 
     def app(self) -> FastAPI:
         """The HTTP surface over this graph, for uvicorn."""
-        return create_app(
-            config=self.config,
-            turns=self.turns,
-            tasks=self.tasks,
-            archive=self.router,
-            images=self.images,
-            secret=self.secret,
-            parts=self.parts,
-        )
+        return create_app(self.services)
 
 
 @contextlib.asynccontextmanager
@@ -99,10 +102,11 @@ async def open_graph(config: RetinaConfig) -> AsyncIterator[Graph]:
         for model in config.models:
             generators[model.name] = await asyncio.to_thread(open_generator, config, model.name, encoder)
             _close_at_end(stack, generators[model.name])
-        turns = Turns(router, generators, images, config)
-        tasks = Tasks(generators, config, turns.metrics)
+        secret = open_secret(data_dir)
         parts = LocalParts(router, encoder, generators)
-        yield Graph(config, turns, tasks, router, images, open_secret(data_dir), parts)
+        services = build_services(config, router, generators, images, secret, parts)
+        stack.push_async_callback(services.drain)
+        yield Graph(services, router, images, secret, parts)
 
 
 def _close_at_end(stack: contextlib.AsyncExitStack, part: object) -> None:

@@ -12,8 +12,12 @@ from collections.abc import Mapping
 METRICS: Mapping[str, str] = {
     "ingress_requests": "requests, by outcome (an HTTP status or cancelled)",
     "ingress_cancelled": "turns whose client went away, by stage (open, first_token, stream)",
+    "ingress_streams": "kept streams, by what became of them (kept, resumed, taken_over, stopped, abandoned, failed)",
+    "ingress_sockets": "WebSockets, by how they ended (left, idle, slow, too_large, failed) or refused",
     "ingress_tasks": "tasks, by skill and outcome (stop, length, cancelled, deadline, refused, failed): caption.stop",
     "ingress_tasks_cancelled": "tasks whose client went away, by stage (first_token, stream)",
+    "ingress_completions": "completions, by outcome (stop, length, cancelled, deadline, refused, failed)",
+    "ingress_completions_cancelled": "completions whose client went away, by stage (first_token, stream)",
     "session_router_turns": "turns, by outcome (opened, committed, aborted, busy, lease_lost, expired)",
     "vision_encoder_requests": "encode requests, by source (tower, memory, disk, shared) or error",
     "vision_encoder_tower_images": "pictures that went through a tower",

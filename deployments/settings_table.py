@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -13,18 +14,22 @@ from deployments.config import (
     ImageConfig,
     IngressConfig,
     ModelConfig,
+    PriceConfig,
     ReplicaConfig,
     RetinaConfig,
     Section,
     SessionRouterConfig,
+    StreamConfig,
     VisionEncoderConfig,
 )
 
 SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("args", RetinaConfig),
     ("models[]", ModelConfig),
+    ("models[].prices", PriceConfig),
     ("images", ImageConfig),
     ("ingress", IngressConfig),
+    ("ingress.streams", StreamConfig),
     ("session_router", SessionRouterConfig),
     ("vision_encoder", VisionEncoderConfig),
     ("generator", GeneratorConfig),
@@ -61,7 +66,8 @@ def _default(field: FieldInfo) -> str:
         return "{}" if field.default_factory else ""
     if isinstance(field.default, tuple):
         return f"`{', '.join(field.default)}`"
-    return f"`{json.dumps(field.default)}`"
+    default = float(field.default) if isinstance(field.default, Decimal) else field.default
+    return f"`{json.dumps(default)}`"
 
 
 def _allowed(schema: dict[str, object]) -> str:

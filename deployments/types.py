@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+    from deployments.record_types import Record
+
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 Skill = Literal["caption", "query", "detect", "point"]
@@ -163,6 +165,14 @@ class VisionEncoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must be, token by token."""
+
+    kind: Literal["json_object", "json_schema"]
+    schema: str = ""  # of json_schema: JSON Schema as JSON text
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     temperature: float = 0.0  # 0 is greedy; top_p, top_k, min_p and seed then play no part
     top_p: float = 1.0  # (0, 1]
@@ -175,6 +185,7 @@ class SamplingParams:
     presence_penalty: float = 0.0  # [-2, 2], taken once off the logit of each token that the answer holds
     frequency_penalty: float = 0.0  # [-2, 2], taken off as often as the answer holds the token
     num_logprobs: int | None = None  # 0 to 20 alternatives reported beside each token; None: no log probabilities
+    grammar: Grammar | None = None  # None: the model may say anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +198,8 @@ class GenerateRequest:
     session_key: str = ""  # opaque affinity key: requests with equal keys go to one replica while it has room
     task: Task | None = None  # then `messages` is one user message with at most a picture; None: a conversation
     priority: int = 0  # higher ones are begun first; equal ones in order of arrival
+    answered: tuple[int, ...] = ()  # token ids of this answer that were streamed before: it goes on after them
+    keeps_all: bool = False  # too long a conversation is refused, instead of going on without its oldest exchanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,17 +241,18 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last one, and only it, has finish_reason, usage, timings and grounding."""
+    """A piece of an answer. The last one, and only it, has finish_reason and grounding."""
 
     text: str
     num_tokens: int
     finish_reason: FinishReason | None = None
-    usage: Usage | None = None
-    timings: Timings | None = None
+    usage: Usage | None = None  # of the first and the last chunk: up to here
+    timings: Timings | None = None  # of the first and the last chunk: up to here
     thought: str = ""  # text that comes before the answer and is no part of it
     found: tuple[Box | Point, ...] = ()  # of a DetectTask, of a PointTask
     grounding: tuple[Grounding, ...] = ()  # of all thoughts
     logprobs: tuple[TokenLogprob, ...] = ()  # of this chunk's tokens in order, if they were asked for
+    token_ids: tuple[int, ...] = ()  # of this chunk's tokens in order, what ended the answer left out
 
 
 class Generator(Protocol):
@@ -260,10 +274,13 @@ class TurnRequest:
     request_id: str
     tenant: str
     session_id: str | None  # None: the router makes one
-    text: str
+    text: str = ""  # the question
     image: ImageRef | None = None  # replaces the session's picture
     model: str | None = None  # None: the session's model, or the default
     lease: str | None = None  # minted by a caller who must be able to give it back without the reply; None: the router
+    input: tuple[Message, ...] = ()  # in place of text and image: what this turn adds, the user's question last
+    instructions: str = ""  # a system message for this turn alone; it is not kept
+    follows: str | None = None  # lease of the turn that must be the session's last one; None: whichever it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +291,9 @@ class Turn:
     session_id: str
     lease: str  # proves to close_turn that this turn still holds the session
     model: str
-    messages: tuple[Message, ...]  # the prompt: kept history, then the new question
+    messages: tuple[Message, ...]  # the prompt: instructions, kept history, then what this turn adds
     session_key: str  # affinity, hashed from tenant and session
+    num_new: int = 1  # of messages, those at the end that this turn adds
 
     @property
     def has_image(self) -> bool:
@@ -287,11 +305,15 @@ class TurnOutcome:
     turn: Turn
     answer: str | None  # None: the turn failed or was cancelled, the session stays as it was
     usage: Usage | None = None
+    records: tuple[Record, ...] = ()  # stored together with the answer, or not at all
 
 
 class SessionRouter(Protocol):
     async def open_turn(self, request: TurnRequest) -> Turn:
-        """Take the session's lease, waiting a bounded time for another turn. Raises SessionBusy, UnknownModel."""
+        """Take the session's lease, waiting a bounded time for another turn.
+
+        Raises SessionBusy, UnknownModel, NotLastTurn.
+        """
         ...
 
     async def close_turn(self, outcome: TurnOutcome) -> int:
@@ -309,6 +331,7 @@ class SessionSummary:
     has_image: bool
     model: str
     updated: str  # ISO 8601, UTC, milliseconds
+    title: str = ""  # beginning of the session's first question
 
 
 class SessionArchive(Protocol):

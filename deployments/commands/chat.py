@@ -1,141 +1,107 @@
-"""`retina chat`: talk with a model in this process, without a server."""
+"""`retina chat`: a conversation in the terminal, with a server or with a model in this process."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
-import uuid
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from deployments.commands.terminal import DEFAULT_CONFIG, ConfigOption, errors, show_error
-from deployments.config import RetinaConfig, read_config
-from deployments.errors import InvalidRequest, RetinaError, UnknownModel
-
-if TYPE_CHECKING:
-    from deployments.local import Graph
-    from deployments.types import ImageRef
+from deployments.commands.interrupts import Left
+from deployments.commands.lines import Lines, open_lines
+from deployments.commands.service import Narrow, Service, Where, only, open_service
+from deployments.commands.talk import Talk
+from deployments.commands.talk_commands import COMMANDS, obey
+from deployments.commands.terminal import (
+    ConfigInstead,
+    Exit,
+    JsonFlag,
+    MaxNewTokens,
+    ModelOption,
+    Seed,
+    ServerOption,
+    Temperature,
+    TimingsFlag,
+    run,
+    say,
+    show_error,
+)
+from deployments.config import RetinaConfig
+from deployments.errors import RetinaError
 
 
 def chat(
     image: Annotated[Path | None, typer.Option("--image", "-i", help="A picture to talk about.")] = None,
     question: Annotated[str | None, typer.Option("--question", "-q", help="Ask this and leave.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="One of the config's models.")] = None,
+    model: ModelOption = None,
     session: Annotated[str | None, typer.Option("--session", "-s", help="Go on with this session.")] = None,
-    config: ConfigOption = DEFAULT_CONFIG,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    as_json: JsonFlag = False,
+    timings: TimingsFlag = False,
+    server: ServerOption = None,
+    config: ConfigInstead = None,
 ) -> None:
-    """Talk with a model in this process, without a server.
+    """Talk with a model about pictures.
 
-    Without --question it asks for lines: /image PATH shows a picture, /new begins a new session, /quit leaves.
+    Without --question it takes a line at a time, from the terminal or from a pipe: a question, or a command such as
+    /image PATH, /model NAME, /history, /sessions, /resume ID, /new, /quit; /help lists them. Ctrl-C stops the answer
+    that is being given, a second one leaves. An answer whose connection breaks is gone on with.
     """
-    asyncio.run(_chat(read_config(config), image, question, model, session))
+    if as_json and question is None:
+        raise typer.BadParameter("it needs --question: a conversation is for people", param_hint="--json")
+    where = Where.of(server, config)
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+
+    async def talk() -> None:
+        async with open_service(where, _needed(model, session, converses=question is None)) as service:
+            await _talk(service, Talk(service, model, session, sampling, as_json, timings), image, question)
+
+    run(talk())
 
 
-async def _chat(
-    config: RetinaConfig, image: Path | None, question: str | None, model: str | None, session: str | None
-) -> None:
-    from deployments.local import open_graph
+def _needed(model: str | None, session: str | None, *, converses: bool) -> Narrow:
+    """The model that will answer; a session that goes on may be any model's."""
 
-    async with contextlib.AsyncExitStack() as stack:
-        with errors.status("loading the model"):
-            graph = await stack.enter_async_context(open_graph(_needed(config, model, session)))
-        talk = _Talk(graph, model, session)
+    def narrow(config: RetinaConfig) -> RetinaConfig:
+        one = only(model)(config)
+        lives_in_memory = "memory" in (config.session_router.store, config.images.store, config.ingress.streams.store)
+        if model is None and session is not None:
+            return config
+        # Another model takes the place of this one by opening the graph anew, which would empty memory stores.
+        return config if converses and lives_in_memory else one
+
+    return narrow
+
+
+async def _talk(service: Service, talk: Talk, image: Path | None, question: str | None) -> None:
+    try:
         if image is not None:
             await talk.show(image)
         if question is not None:
-            await talk.ask(question)
-        else:
-            await talk.converse()
-
-
-def _needed(config: RetinaConfig, model: str | None, session: str | None) -> RetinaConfig:
-    """Only the model that will answer is loaded; a session that goes on may be any model's. Raises UnknownModel."""
-    names = [one.name for one in config.models]
-    if model is not None and model not in names:
-        raise UnknownModel(f"unknown model {model!r}; choose one of: {', '.join(names)}", "model")
-    if session is not None and model is None:
-        return config
-    return config.with_model(model or config.first_model)
-
-
-class _Talk:
-    """One terminal's conversation."""
-
-    def __init__(self, graph: Graph, model: str | None, session: str | None) -> None:
-        self._graph = graph
-        self._model = model
-        self._session = session
-        self._image: ImageRef | None = None  # shown with the next question
-
-    async def show(self, path: Path) -> None:
-        try:
-            data = await asyncio.to_thread(_read, path)
-        except OSError as error:
-            raise InvalidRequest(f"{path}: {error.strerror}", "image") from error
-        self._image = await self._graph.add_image(data)
-
-    async def ask(self, question: str) -> None:
-        """Print the answer as it comes."""
-        from deployments.ingress.turns import TurnChunk, TurnInput, TurnStarted
-
-        turn = TurnInput(
-            request_id=uuid.uuid4().hex,
-            tenant=self._graph.tenant,
-            text=question,
-            session_id=self._session,
-            image=self._image,
-            model=self._model,
-        )
-        async for event in self._graph.stream(turn):
-            if isinstance(event, TurnStarted):
-                self._session = event.session_id
-            elif isinstance(event, TurnChunk):
-                print(event.text, end="", flush=True)
-        print()
-        self._image = None
-
-    async def converse(self) -> None:
-        errors.print("[dim]/image PATH shows a picture, /new begins a new session, /quit leaves[/dim]")
-        while (line := await _next_line()) is not None:
-            try:
-                await self._obey(line)
-            except RetinaError as error:
-                show_error(error)
-
-    async def _obey(self, line: str) -> None:
-        command, _, rest = line.partition(" ")
-        if command == "/image":
-            await self.show(Path(rest.strip()))
-        elif command == "/new":
-            self._session = None
-        elif command.startswith("/"):
-            raise InvalidRequest(f"unknown command {command}; there are /image PATH, /new and /quit")
-        elif line:
-            await self.ask(line)
-
-
-def _read(path: Path) -> bytes:
-    return path.expanduser().read_bytes()
-
-
-async def _next_line() -> str | None:
-    """A line from the terminal, None at its end or for /quit."""
-    loop = asyncio.get_running_loop()
-    reply: asyncio.Future[str | None] = loop.create_future()
-
-    def read() -> None:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            line = "/quit"
-        except ValueError as error:  # bytes that are no text in the terminal's encoding
-            loop.call_soon_threadsafe(reply.set_exception, InvalidRequest(f"that line cannot be read: {error}"))
+            if not await talk.ask(question):
+                raise Left
             return
-        loop.call_soon_threadsafe(reply.set_result, None if line == "/quit" else line)
+        models = [one.name for one in await service.models()]
+        say("/help lists what there is beside questions, /quit leaves")
+        await _converse(talk, open_lines((*COMMANDS, "/quit"), models))
+    except Left:
+        raise typer.Exit(Exit.INTERRUPTED) from None
 
-    # A daemon: the loop's own threads are waited for at the end, so Ctrl-C would hang until Enter is pressed.
-    threading.Thread(target=read, daemon=True).start()
-    return await reply
+
+async def _converse(talk: Talk, lines: Lines) -> None:
+    """Until the end. A failure ends nothing, but a script learns of it by the exit code."""
+    has_failed = False
+    while (line := await lines.next_line()) is not None and line != "/quit":
+        try:
+            if line.startswith("/"):
+                await obey(talk, line)
+            elif line:
+                await talk.ask(line)
+        except RetinaError as error:
+            show_error(error)
+            has_failed = True
+    if has_failed and not sys.stdin.isatty():
+        raise typer.Exit(Exit.FAILED)

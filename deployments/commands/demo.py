@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from deployments.commands.terminal import DEFAULT_CONFIG, ConfigOption, errors
+from deployments.commands.terminal import DEFAULT_CONFIG, ConfigOption, errors, output, read_picture, run
 from deployments.config import RetinaConfig, read_config
-from deployments.errors import InvalidRequest
 from deployments.streaming_demo import QUESTION, Waits, measure
 
 demo = typer.Typer(help="See what the service does.", no_args_is_help=True)
@@ -24,17 +21,14 @@ DEFAULT_IMAGE = Path("demo/images/blue-square-and-yellow-star.jpg")
 @demo.command()
 def streaming(
     image: Annotated[Path, typer.Option("--image", "-i", help="The picture that is asked about.")] = DEFAULT_IMAGE,
-    question: Annotated[str, typer.Option("--question", "-q")] = QUESTION,
+    question: Annotated[str, typer.Option("--question", "-q", help="That is asked each time.")] = QUESTION,
     rounds: Annotated[int, typer.Option(min=1, help="Of each kind; the table shows medians.")] = 5,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of each answer; the model's default.")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Wait for a whole answer against wait for the first token, for every model of a config, in this process."""
-    try:
-        picture = image.expanduser().read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"{image}: {error.strerror}", "image") from error
-    asyncio.run(_streaming(read_config(config), picture, question, rounds, max_new_tokens))
+    picture = read_picture(image)
+    run(_streaming(read_config(config), picture, question, rounds, max_new_tokens))
 
 
 async def _streaming(
@@ -43,13 +37,7 @@ async def _streaming(
     from deployments.local import open_graph
 
     async with contextlib.AsyncExitStack() as stack:
-        # In memory, so that the questions of a measurement are not among people's conversations.
-        config = config.model_copy(
-            update={
-                "images": config.images.model_copy(update={"store": "memory"}),
-                "session_router": config.session_router.model_copy(update={"store": "memory"}),
-            }
-        )
+        config = in_memory(config)
         with errors.status("loading the models"):
             graph = await stack.enter_async_context(open_graph(config))
         image = await graph.add_image(picture)
@@ -59,7 +47,19 @@ async def _streaming(
             async for one in measure(graph, image, question, rounds, max_new_tokens):
                 waits.append(one)
                 progress.advance(task)
-    Console().print(_to_table(waits))
+    output.print(_to_table(waits))
+
+
+def in_memory(config: RetinaConfig) -> RetinaConfig:
+    """Keeps nothing, so that a demonstration's questions are not among people's conversations."""
+    streams = config.ingress.streams.model_copy(update={"store": "memory"})
+    return config.model_copy(
+        update={
+            "images": config.images.model_copy(update={"store": "memory"}),
+            "session_router": config.session_router.model_copy(update={"store": "memory"}),
+            "ingress": config.ingress.model_copy(update={"streams": streams}),
+        }
+    )
 
 
 def _to_table(waits: list[Waits]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from deployments.capacity import num_cores
-from deployments.commands.terminal import DEFAULT_CONFIG, ConfigOption
+from deployments.commands.terminal import DEFAULT_CONFIG, ConfigOption, run
 from deployments.config import RetinaConfig, read_config
 from deployments.serve_settings import CLUSTER_SETTINGS
 
@@ -24,7 +23,7 @@ def serve(
     """Serve a config under Ray: `serve run CONFIG` with a faster HTTP proxy; or everything in one process."""
     parsed = read_config(config)  # refuse nonsense before anything starts
     if in_process:
-        asyncio.run(_serve_in_process(parsed, port or 8000))
+        run(_serve_in_process(parsed, port or 8000))
         return
     if port is not None:
         raise typer.BadParameter("under Ray the port stands in the config: http_options.port", param_hint="--port")
@@ -69,5 +68,7 @@ async def _serve_in_process(config: RetinaConfig, port: int) -> None:
 
     configure_logging(RequestIdFilter())
     async with open_graph(config) as graph:
-        server = uvicorn.Server(uvicorn.Config(graph.app(), host="127.0.0.1", port=port, log_level="info"))
-        await server.serve()
+        settings = uvicorn.Config(
+            graph.app(), host="127.0.0.1", port=port, log_level="info", ws_max_size=config.ingress.max_body_bytes
+        )
+        await uvicorn.Server(settings).serve()

@@ -64,6 +64,10 @@ def _choose(logits: torch.Tensor, batch: SequenceOf[Sequence], step: Step, broke
     _restrict(logits, batch, step, broken)
     ids = sample(logits, [sequence.sampling for sequence in batch], [sequence.rng for sequence in batch])
     chosen, scores = read(ids, scored)
+    if revised := _revise(chosen, batch, step, broken):
+        for row, token_id in revised.items():
+            ids[row] = token_id
+        chosen, scores = read(ids, scored)
     for row, each in scores.items():
         batch[row].scores = each
     return chosen
@@ -92,6 +96,25 @@ def _read_mask(sequence: Sequence, vocab_size: int) -> torch.Tensor:
     if words is None:
         raise InvalidRequest(f"the grammar allows nothing after {len(sequence.token_ids)} tokens, not even an end")
     return words
+
+
+def _revise(ids: SequenceOf[int], batch: SequenceOf[Sequence], step: Step, broken: set[Sequence]) -> dict[int, int]:
+    """By row, the tokens that masks take in place of those that were drawn. No new draw: a token costs one number of
+    its sequence's chance, whatever its mask says.
+    """
+    revised: dict[int, int] = {}
+    for row, (sequence, token_id) in enumerate(zip(batch, ids, strict=True)):
+        if sequence.mask is None or token_id == NOT_A_TOKEN or sequence in broken:
+            continue
+        try:
+            taken = sequence.mask.revise(token_id)
+        except Exception as error:  # its own mask: the others go on
+            step.failures.append((sequence, error))
+            broken.add(sequence)
+        else:
+            if taken != token_id:
+                revised[row] = taken
+    return revised
 
 
 def _remember(batch: SequenceOf[Sequence], ids: SequenceOf[int], step: Step, broken: set[Sequence]) -> None:

@@ -1,5 +1,5 @@
 """Makes a request fit a model's context: a conversation's oldest exchanges go first, its picture stays; a task stays
-whole. Pure, no torch.
+whole, and so does a conversation that asks for it. Pure, no torch.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Fitted:
 def fit_request(request: GenerateRequest, prompts: PromptFormat, context_tokens: int) -> Fitted:
     """What the model will read of `request`. Raises PromptTooLong, and InvalidRequest for what the model cannot do."""
     asked = request.sampling.max_new_tokens
-    if request.task is None:
+    if request.task is None and not request.keeps_all:
         return fit_context(request.messages, prompts.build, asked, context_tokens)
     prompt = prompts.build(request.messages, request.task)
-    return Fitted(request.messages, prompt, fit_answer(prompt, asked, context_tokens))
+    return Fitted(request.messages, prompt, fit_answer(prompt, asked, context_tokens, is_whole=True))
 
 
 def fit_context(
@@ -65,12 +65,12 @@ def fit_context(
     return Fitted(kept, prompt, fit_answer(prompt, max_new_tokens, context_tokens))
 
 
-def fit_answer(prompt: Prompt, max_new_tokens: int, context_tokens: int) -> int:
+def fit_answer(prompt: Prompt, max_new_tokens: int, context_tokens: int, *, is_whole: bool = False) -> int:
     """How many tokens the answer may have: what was asked for, cut to the context. Raises PromptTooLong."""
     num_tokens = len(prompt.token_ids)
     if num_tokens + 1 > context_tokens:
         num_images = prompt.num_image_tokens
-        shortest = "the prompt" if prompt.task is not None else "even without earlier messages the prompt"
+        shortest = "the prompt" if is_whole or prompt.task is not None else "even without earlier messages the prompt"
         raise PromptTooLong(
             f"{shortest} has {num_tokens} tokens ({num_images} image tokens + {num_tokens - num_images} text tokens); "
             f"with at least 1 for the answer that exceeds this model's context of {context_tokens} tokens",

@@ -34,6 +34,10 @@ class Draws:
         # Mixed once, so that neighbouring seeds do not begin neighbouring states.
         self._state = _mix(secrets.randbits(BITS) if seed is None else seed)
 
+    def skip(self, count: int) -> None:
+        """As if so many keys had been taken."""
+        self._state = (self._state + GAMMA * count) & ALL_BITS
+
     def next_key(self) -> int:
         """64 bits as an int64."""
         self._state = (self._state + GAMMA) & ALL_BITS

@@ -15,6 +15,8 @@ from collections.abc import AsyncGenerator
 from deployments.config import GeneratorConfig, RetinaConfig
 from deployments.errors import DeadlineExceeded, Overloaded, PartUnavailable, RetinaError
 from deployments.generator.admission import check_request
+from deployments.generator.continuation import check_answered
+from deployments.generator.grammar import open_grammars
 from deployments.generator.loading import load_model
 from deployments.generator.modes import build_runner
 from deployments.generator.prefix_tree import NO_MATCH
@@ -47,12 +49,13 @@ class Engine:
         open_mask: OpenMask | None = None,
     ) -> None:
         """`open_mask` says for a request which tokens its answer may hold; it is called in a thread and may raise
-        RetinaErrors."""
+        RetinaErrors. None: requests with a grammar are refused."""
         self.model = model
         self.context_tokens = min(config.max_context_tokens, language.max_context_tokens)
         self.metrics = metrics or Metrics()
         self._language = language
         self._config = config
+        self._stop_token_ids = prompts.stop_token_ids
         self._numbers = itertools.count()
         self._live: set[Ticket] = set()
         runner = build_runner(language, config, self.context_tokens)
@@ -88,6 +91,7 @@ class Engine:
         if self.closing is not None:
             raise PartUnavailable(self.closing)
         check_request(request, self._config)
+        check_answered(request, self._language.vocab_size, self._stop_token_ids)
         timeout_s = min(request.timeout_s, self._config.max_timeout_s)
         if not timeout_s > 0:  # nan included
             raise DeadlineExceeded("the time for this request was over when it reached the generator")
@@ -137,8 +141,11 @@ class Engine:
     async def _prepare(self, ticket: Ticket) -> None:
         """Build the prompt, pull features, hand over; what goes wrong goes to the stream."""
         try:
-            ticket.sequence = await self._builder.build(ticket)
-            self._submit(ticket.sequence)
+            ticket.sequence = sequence = await self._builder.build(ticket)
+            if sequence.ended is None:
+                self._submit(sequence)
+            else:
+                ticket.stream.push(sequence.end_at_once(time.monotonic()))
         except RetinaError as error:
             ticket.stream.fail(error)
         except Exception as error:
@@ -214,4 +221,6 @@ def _outcome(error: Exception) -> str:
 def open_engine(config: RetinaConfig, model: str, encoder: VisionEncoder) -> Engine:
     """The engine of a configured model. Blocks while weights load. Raises CheckpointError."""
     language, prompts = load_model(config, model)
-    return Engine(language, prompts, encoder, config.generator_of(model), model=model)
+    section = config.generator_of(model)
+    open_mask = open_grammars(prompts, language.vocab_size, section)
+    return Engine(language, prompts, encoder, section, model=model, open_mask=open_mask)

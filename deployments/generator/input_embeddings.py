@@ -15,15 +15,15 @@ from deployments.types import ImageFeatures
 
 
 def embed_prompt(language: LanguageModel, sequence: Sequence, start: int, stop: int) -> torch.Tensor:
-    """(1, stop - start, D) embeddings of the prompt's tokens from `start` to `stop`."""
-    prompt = sequence.prompt
+    """(1, stop - start, D) embeddings of the given tokens from `start` to `stop`."""
+    prompt = sequence.given
     ids = torch.tensor([prompt.token_ids[start:stop]], device=language.device)
     embeddings = language.embed(ids)
     if prompt.images or prompt.places:
         embeddings = embeddings.clone()  # whoever embeds may hand out a tensor of its own
         _lay_images(embeddings[0], language, sequence, start)
         _lay_coordinates(embeddings[0], language, sequence, start)
-    if stop == sequence.num_prompt_tokens:
+    if stop == sequence.num_given_tokens:
         sequence.image_rows = None  # the last stretch: the K/V hold it all now
         sequence.features.clear()  # not all were needed, if the K/V of more than was known were there
     return embeddings

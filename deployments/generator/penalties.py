@@ -37,7 +37,18 @@ class Discount:
             self._counts.append(0)
             self._token_ids[place] = token_id
         self._counts[place] += 1
-        self._amounts[place] = self._presence + self._frequency * self._counts[place]
+        self._amounts[place] = self._amount(place)
+
+    def add_all(self, token_ids: Sequence[int]) -> None:
+        """The same at once, for many."""
+        for token_id in token_ids:
+            place = self._places.setdefault(token_id, len(self._places))
+            self._counts[place : place + 1] = [self._counts[place] + 1 if place < len(self._counts) else 1]
+        self.token_ids[:] = torch.tensor(list(self._places))
+        self.amounts[:] = torch.tensor([self._amount(place) for place in range(len(self._counts))])
+
+    def _amount(self, place: int) -> float:
+        return self._presence + self._frequency * self._counts[place]
 
 
 def take_off(logits: torch.Tensor, discounts: Sequence[Discount | None]) -> None:

@@ -33,6 +33,12 @@ class Repetition:
             self._room[len(self._seen)] = token_id
             self._seen.add(token_id)
 
+    def add_all(self, token_ids: Iterable[int]) -> None:
+        """The same at once, for many."""
+        new = sorted(set(token_ids) - self._seen)
+        self._room[len(self._seen) : len(self._seen) + len(new)] = torch.tensor(new, dtype=torch.int64)
+        self._seen.update(new)
+
 
 def penalize(logits: torch.Tensor, repetitions: Sequence[Repetition | None]) -> None:
     """Apply each row's penalty to (B, vocab_size) `logits`, which are contiguous, in place.

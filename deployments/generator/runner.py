@@ -13,6 +13,7 @@ import torch
 
 from deployments.generator.choosing import Rows, choose, prepare
 from deployments.generator.chunk_pace import ChunkPace
+from deployments.generator.continuation import catch_up
 from deployments.generator.input_embeddings import embed_next, embed_prompt
 from deployments.generator.kv_cache import SlotCache
 from deployments.generator.prefix_cache import PrefixCache
@@ -35,7 +36,7 @@ ROW_STEP = 16
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A stretch of a sequence's prompt that this step computes."""
+    """A stretch of what was given to a sequence that this step computes."""
 
     sequence: Sequence
     prefill: Prefill
@@ -49,11 +50,11 @@ class Stretch:
     @property
     def positions(self) -> np.ndarray:
         """(position_rows, S) int64."""
-        return self.sequence.prompt.positions[:, self.prefill.start : self.prefill.start + self.prefill.length]
+        return self.sequence.given.positions[:, self.prefill.start : self.prefill.start + self.prefill.length]
 
     @property
     def is_last(self) -> bool:
-        return self.prefill.start + self.prefill.length == self.sequence.num_prompt_tokens
+        return self.prefill.start + self.prefill.length == self.sequence.num_given_tokens
 
 
 class BatchRunner:
@@ -160,6 +161,7 @@ class BatchRunner:
             sequence.slot = prefill.slot
             sequence.marks.prefill_began = time.monotonic()
             prepare(sequence, self._language)
+            catch_up(sequence)
             self.prefix.restore(sequence.match, prefill.slot)
             sequence.num_reused = sequence.match.num_tokens
             step.num_reused_tokens += sequence.num_reused
@@ -240,14 +242,14 @@ class BatchRunner:
     def _remember_answer(self, sequence: Sequence) -> None:
         """The last token chosen may not have been computed any more."""
         assert sequence.slot is not None
-        contents = [*sequence.contents, *answer_contents(sequence.token_ids[:-1])]
+        contents = [*sequence.contents, *answer_contents(sequence.token_ids[len(sequence.answered) : -1])]
         self.prefix.remember(sequence.realm, contents, sequence.slot, sequence.prompt.num_mutual)
 
 
 def _to_row(sequence: Sequence) -> Row:
     return Row(
         sequence.number,
-        sequence.num_prompt_tokens,
+        sequence.num_given_tokens,
         sequence.num_prefilled,
         sequence.slot,
         sequence.prompt.num_mutual,

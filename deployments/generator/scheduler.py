@@ -17,7 +17,7 @@ class Row:
     """One request, as far as planning needs it."""
 
     number: int  # order of arrival
-    num_prompt_tokens: int
+    num_prompt_tokens: int  # what of the answer was streamed before included
     num_prefilled: int  # K/V that are there or need only be laid down
     slot: int | None  # None: waiting for one
     num_mutual: int = 0  # prompt tokens at the beginning that must be computed in one go

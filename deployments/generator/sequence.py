@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from deployments.generator.answer_text import AnswerText
+from deployments.generator.continuation import extend
 from deployments.generator.prefix_tree import NO_MATCH, Content, Match
 from deployments.generator.thoughts import Thoughts
 from deployments.types import (
@@ -82,13 +83,16 @@ class Sequence:
     stream: AnswerStream  # where chunks go
     marks: Marks
     priority: int = 0
-    contents: SequenceOf[Content] = ()  # of the prompt's tokens: what their K/V depend on
+    answered: tuple[int, ...] = ()  # tokens of the answer that were streamed before; `answer` knows them
+    ended: FinishReason | None = None  # why the answer ends with `answered`; None: it goes on
+    contents: SequenceOf[Content] = ()  # of the given tokens: what their K/V depend on
     realm: str = ""  # K/V are shared within it
     match: Match = NO_MATCH  # a pinned beginning, until it was laid down
     match_version: int = 0  # of the memory of beginnings when `match` was looked up
-    token_ids: list[int] = field(default_factory=list)  # chosen, what ended the answer left out
+    given: Prompt = field(init=False)  # what is prefilled: the prompt and what was answered
+    token_ids: list[int] = field(init=False)  # of the answer, what ended it left out; `answered` comes first
     next_token_id: int = 0  # goes into the model in the next step, unless there is a `next_embedding`
-    num_prefilled: int = 0  # prompt tokens whose K/V are there, or pinned to be laid down
+    num_prefilled: int = 0  # given tokens whose K/V are there, or pinned to be laid down
     num_reused: int = 0  # of these, those that were not computed for this sequence
     slot: int | None = None  # of the KV cache; set by the runner
     is_dropped: bool = False  # set by the event loop: nobody reads any more
@@ -101,19 +105,29 @@ class Sequence:
     discount: Discount | None = None  # None: no penalty
     rules: Rules | None = None  # None: tokens are text up to a stop token
     scores: TokenScores | None = None  # of the token that was just chosen, if the request asked for log probabilities
-    _num_answer_tokens: int = 0
-    _num_unsent: int = 0  # tokens since the last chunk, their text is held back
+    _num_answer_tokens: int = field(init=False)
+    _num_sent: int = field(init=False)  # of `token_ids`; the text of the others is held back
+    _is_begun: bool = False  # the first chunk was made
     _unsent_thought: str = ""
     _unsent_found: tuple[Box | Point, ...] = ()
     _unsent_logprobs: tuple[TokenLogprob, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.given = extend(self.prompt, self.answered)
+        self.token_ids = list(self.answered)
+        self._num_answer_tokens = self._num_sent = len(self.answered)
 
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt.token_ids)
 
     @property
+    def num_given_tokens(self) -> int:
+        return len(self.given.token_ids)
+
+    @property
     def is_prefilled(self) -> bool:
-        return self.num_prefilled == self.num_prompt_tokens
+        return self.num_prefilled == self.num_given_tokens
 
     @property
     def num_positions(self) -> int:
@@ -136,7 +150,7 @@ class Sequence:
 
     @property
     def stage(self) -> Stage:
-        if self.token_ids:
+        if len(self.token_ids) > len(self.answered):
             return "decode"
         return "prefill" if self.marks.prefill_began else "waiting"
 
@@ -156,6 +170,13 @@ class Sequence:
         self._take(token_id)
         self.next_token_id = token_id
         return self._answer(token_id, now)
+
+    def end_at_once(self, now: float) -> Chunk:
+        """The only chunk of an answer that ended with what was streamed before: nothing is computed for it."""
+        assert self.ended is not None
+        self.marks.prefill_began = self.marks.first_token = now
+        self.num_reused = self.num_prompt_tokens
+        return self._last_chunk("", self.ended, now)
 
     def let_go(self) -> None:
         """Forget what lies on the device; whoever reads the stream may hold this sequence for long."""
@@ -181,7 +202,6 @@ class Sequence:
 
     def _take(self, token_id: int) -> None:
         self.token_ids.append(token_id)
-        self._num_unsent += 1
         if self.scores is not None:
             self._unsent_logprobs += (self._describe(token_id, self.scores),)
             self.scores = None
@@ -199,27 +219,32 @@ class Sequence:
     def _go_on(self, text: str, now: float) -> Chunk | None:
         if self._num_answer_tokens >= self.max_new_tokens or self.num_positions >= self.max_positions:
             return self._finish(text, "length", now)
-        return self._chunk(text) if text or self._unsent_thought or self._unsent_found else None
+        return self._chunk(text, now) if text or self._unsent_thought or self._unsent_found else None
 
     def _finish(self, text: str, reason: FinishReason, now: float) -> Chunk:
         rest, is_stopped = self.answer.finish()
         return self._last_chunk(text + rest, "stop" if is_stopped else reason, now)
 
-    def _chunk(self, text: str) -> Chunk:
+    def _chunk(self, text: str, now: float) -> Chunk:
+        token_ids = tuple(self.token_ids[self._num_sent :])
         chunk = Chunk(
             text,
-            self._num_unsent,
+            len(token_ids),
+            usage=None if self._is_begun else self._usage(),
+            timings=None if self._is_begun else self.marks.timings(now, self.encode_source),
             thought=self._unsent_thought,
             found=self._unsent_found,
             logprobs=self._unsent_logprobs,
+            token_ids=token_ids,
         )
-        self._num_unsent, self._unsent_thought, self._unsent_found, self._unsent_logprobs = 0, "", (), ()
+        self._is_begun, self._num_sent = True, len(self.token_ids)
+        self._unsent_thought, self._unsent_found, self._unsent_logprobs = "", (), ()
         return chunk
 
     def _last_chunk(self, text: str, reason: FinishReason, now: float) -> Chunk:
         self._unsent_thought += self.thoughts.end()
         chunk = replace(
-            self._chunk(text),
+            self._chunk(text, now),
             finish_reason=reason,
             usage=self._usage(),
             timings=self.marks.timings(now, self.encode_source),
@@ -232,7 +257,7 @@ class Sequence:
         return Usage(
             prompt_tokens=self.num_prompt_tokens,
             image_tokens=self.prompt.num_image_tokens,
-            reused_tokens=self.num_reused,
+            reused_tokens=min(self.num_reused, self.num_prompt_tokens),  # what was answered is not the prompt's
             completion_tokens=len(self.token_ids),
         )
 

@@ -12,9 +12,11 @@ from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+from deployments.errors import InvalidRequest
 from deployments.generator.admission import with_defaults
 from deployments.generator.answer_text import AnswerText
 from deployments.generator.context import Fitted, fit_request
+from deployments.generator.continuation import extend, replay
 from deployments.generator.pictures import check_features, needed_pictures, pull_features
 from deployments.generator.prefix_cache import PrefixCache
 from deployments.generator.prefix_tree import NO_MATCH, Content, Match
@@ -24,14 +26,25 @@ from deployments.generator.thoughts import Thoughts
 from deployments.generator.ticket import Ticket
 from deployments.generator.token_mask import OpenMask, TokenMask
 from deployments.models.family import Prompt, PromptFormat
-from deployments.types import EncodeRequest, ImageFeatures, VisionEncoder
+from deployments.types import EncodeRequest, FinishReason, GenerateRequest, ImageFeatures, VisionEncoder
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """A request as far as it can be read without a model."""
+
+    fitted: Fitted
+    given: Prompt  # the prompt and what was answered
+    answer: AnswerText  # after what was answered
+    ended: FinishReason | None  # why the answer ends with it
+    mask: TokenMask | None  # None: the model may say anything
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
-    """What is remembered of a prompt's beginning."""
+    """What is remembered of the beginning of what is given."""
 
     contents: SequenceOf[Content]  # of all its tokens, if its pictures were seen by `tower`
     tower: str
@@ -57,42 +70,58 @@ class SequenceBuilder:
         self._tower = ""  # that saw the last picture; the K/V of what another one saw are not found any more
 
     async def build(self, ticket: Ticket) -> Sequence:
-        """Its `match` is pinned: who gets the sequence has to unpin it.
+        """Its `match` is pinned: who gets the sequence has to unpin it. With `ended`, there is nothing to compute.
 
         Raises InvalidRequest, PromptTooLong, PartUnavailable, and what the vision encoder raises.
         """
-        request = ticket.request
-        # It tokenizes: off the event loop.
-        fitted = await asyncio.to_thread(fit_request, request, self._prompts, self._context_tokens)
-        if num_dropped := len(request.messages) - len(fitted.messages):
-            logger.info("request %s: its %d oldest messages do not fit", request.request_id, num_dropped)
-        mask = None if self._open_mask is None else await asyncio.to_thread(self._open_mask, request)
-        found = self._find(fitted.prompt, request.tenant)
+        request, marks = ticket.request, Marks(ticket.arrived)
+        begun = await asyncio.to_thread(self._read, request)  # it tokenizes and compiles: off the event loop
+        if begun.ended is not None:
+            return self._to_sequence(ticket, begun, Found((), "", NO_MATCH), {}, marks)
+        found = self._find(begun.given, request.tenant)
         try:
-            marks = Marks(ticket.arrived)
-            features = await self._encode(ticket, fitted, marks, found.match.num_tokens)
+            features = await self._encode(ticket, begun.fitted, marks, found.match.num_tokens)
             if features and found.tower != self._tower:  # what it saw does not go with what another one saw
-                found, before = self._find(fitted.prompt, request.tenant), found
+                found, before = self._find(begun.given, request.tenant), found
                 self.unpin(before.match)
-                features |= await self._encode(ticket, fitted, marks, found.match.num_tokens, features)
-            return self._to_sequence(ticket, fitted, found, features, marks, mask)
+                features |= await self._encode(ticket, begun.fitted, marks, found.match.num_tokens, features)
+            return self._to_sequence(ticket, begun, found, features, marks)
         except BaseException:
             self.unpin(found.match)
             raise
 
+    def _read(self, request: GenerateRequest) -> Begun:
+        prompts = self._prompts
+        fitted = fit_request(request, prompts, self._context_tokens)
+        if num_dropped := len(request.messages) - len(fitted.messages):
+            logger.info("request %s: its %d oldest messages do not fit", request.request_id, num_dropped)
+        answer = AnswerText(prompts.decode, request.sampling.stop, prompts.byte_token_ids)
+        ended = replay(answer, request.answered, fitted.max_new_tokens)
+        mask = self._mask_of(request, fitted.max_new_tokens) if ended is None else None
+        if mask is not None:
+            for token_id in request.answered:
+                mask.accept(token_id)
+        return Begun(fitted, extend(fitted.prompt, request.answered), answer, ended, mask)
+
+    def _mask_of(self, request: GenerateRequest, max_new_tokens: int) -> TokenMask | None:
+        if self._open_mask is not None:
+            return self._open_mask(request, max_new_tokens)
+        if request.sampling.grammar is not None:
+            raise InvalidRequest("this generator was opened without grammars", "response_format")
+        return None
+
     def _to_sequence(
         self,
         ticket: Ticket,
-        fitted: Fitted,
+        begun: Begun,
         found: Found,
         features: dict[str, ImageFeatures],
         marks: Marks,
-        mask: TokenMask | None,
     ) -> Sequence:
-        request = ticket.request
+        request, fitted = ticket.request, begun.fitted
         contents = found.contents
         if features:  # the K/V are going to be those of what was pulled, whichever tower saw it
-            contents = contents_of(fitted.prompt, {image_id: item.tower for image_id, item in features.items()})
+            contents = contents_of(begun.given, {image_id: item.tower for image_id, item in features.items()})
             contents[: found.match.num_tokens] = found.contents[: found.match.num_tokens]
         return Sequence(
             number=ticket.number,
@@ -104,27 +133,29 @@ class SequenceBuilder:
             sampling=with_defaults(request.sampling, self._prompts),
             max_new_tokens=fitted.max_new_tokens,
             max_positions=self._context_tokens,
-            answer=AnswerText(self._prompts.decode, request.sampling.stop, self._prompts.byte_token_ids),
+            answer=begun.answer,
             thoughts=Thoughts(self._prompts.decode, self._prompts.byte_token_ids),
             stream=ticket.stream,
             marks=marks,
             priority=request.priority,
-            mask=mask,
+            answered=request.answered,
+            ended=begun.ended,
+            mask=begun.mask,
             contents=contents,
             realm=realm_of(fitted.prompt, request.tenant, contents),
             match=found.match,
             num_prefilled=found.match.num_tokens,
         )
 
-    def _find(self, prompt: Prompt, tenant: str) -> Found:
-        """What is remembered of the prompt's beginning, pinned."""
+    def _find(self, given: Prompt, tenant: str) -> Found:
+        """What is remembered of its beginning, pinned."""
         tower = self._tower
-        contents = contents_of(prompt, {span.image_id: tower for span in prompt.images})
+        contents = contents_of(given, {span.image_id: tower for span in given.images})
         prefix = self._prefix
         if prefix is None:
             return Found(contents, tower, NO_MATCH)
-        realm = realm_of(prompt, tenant, contents)
-        return Found(contents, tower, prefix.match(realm, contents, least=prompt.num_mutual))
+        realm = realm_of(given, tenant, contents)
+        return Found(contents, tower, prefix.match(realm, contents, least=given.num_mutual))
 
     def unpin(self, match: Match) -> None:
         if self._prefix is not None:

@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache
 
 from deployments.generator.choosing import choose, prepare
+from deployments.generator.continuation import catch_up
 from deployments.generator.input_embeddings import embed_next, embed_prompt
 from deployments.generator.sequence import Sequence
 from deployments.generator.step import Step
@@ -55,12 +56,13 @@ class SimpleRunner:
 
     def _prefill(self, sequence: Sequence, step: Step) -> Output:
         prepare(sequence, self._language)
-        length = step.num_prefill_tokens = sequence.num_prompt_tokens
+        catch_up(sequence)
+        length = step.num_prefill_tokens = sequence.num_given_tokens
         embeddings = embed_prompt(self._language, sequence, 0, length)
         mask = torch.ones(length, length, dtype=torch.bool, device=self._language.device).tril()
-        num_mutual = sequence.prompt.num_mutual
+        num_mutual = sequence.given.num_mutual
         mask[:num_mutual, :num_mutual] = True
-        positions = torch.from_numpy(sequence.prompt.positions[:, None].copy()).to(self._language.device)
+        positions = torch.from_numpy(sequence.given.positions[:, None].copy()).to(self._language.device)
         output = self._language.forward(embeddings, positions, self._cache, mask[None, None])
         sequence.num_prefilled = length
         return output

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
-from deployments.types import Chunk
+from deployments.types import Chunk, Usage
 
 
 class AnswerStream:
@@ -50,15 +50,22 @@ class AnswerStream:
 
 
 def merge(earlier: Chunk, later: Chunk) -> Chunk:
-    """Both as one; what only a last chunk has is the later's."""
+    """Both as one. What only a last chunk has is the later's."""
     return replace(
         later,
+        usage=later.usage or _use_more(earlier.usage, later.num_tokens),
+        timings=later.timings or earlier.timings,
         text=earlier.text + later.text,
         num_tokens=earlier.num_tokens + later.num_tokens,
         thought=earlier.thought + later.thought,
         found=earlier.found + later.found,
         logprobs=earlier.logprobs + later.logprobs,
+        token_ids=earlier.token_ids + later.token_ids,
     )
+
+
+def _use_more(usage: Usage | None, num_tokens: int) -> Usage | None:
+    return usage and replace(usage, completion_tokens=usage.completion_tokens + num_tokens)
 
 
 Delivery = tuple[AnswerStream, Chunk | Exception]

@@ -36,7 +36,8 @@ class Ticket:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.sequence.token_ids) if self.sequence is not None else 0
+        """Of the answer, those included that were streamed before."""
+        return len(self.sequence.token_ids if self.sequence is not None else self.request.answered)
 
     @property
     def num_remaining(self) -> int:

@@ -28,12 +28,22 @@ class TokenMask(Protocol):
         """
         ...
 
+    def revise(self, token_id: int) -> int:
+        """The token that is taken where `token_id`, which `fill` allowed, was drawn: itself, or one after which the
+        answer can still end in time.
+        """
+        ...
+
     def accept(self, token_id: int) -> None:
-        """`token_id` was chosen, which may be one that stops the answer."""
+        """`token_id` was chosen, which may be one that stops the answer. Those that were chosen before the first `fill`
+        come one after the other, without `revise`.
+        """
         ...
 
 
-OpenMask = Callable[[GenerateRequest], TokenMask | None]  # None: all tokens may come. May block, raises InvalidRequest
+# For a request, and for as many tokens as its answer may have in all. None: all tokens may come. May block, raises
+# InvalidRequest.
+OpenMask = Callable[[GenerateRequest, int], TokenMask | None]
 
 
 def read_mask(mask: TokenMask, vocab_size: int) -> torch.Tensor | None:

@@ -28,13 +28,18 @@ def check_image(data: bytes, limits: ImageConfig, secret: bytes) -> StoredImage:
     with reading(format.name), open_header(data, format, limits) as picture:
         width, height = _verify(picture)
     ref = ImageRef(
-        id=hmac.new(secret, data, hashlib.sha256).hexdigest(),
+        id=image_id_of(data, secret),
         width=width,
         height=height,
         num_bytes=len(data),
         media_type=format.media_type,
     )
     return StoredImage(ref, data)
+
+
+def image_id_of(data: bytes, secret: bytes) -> str:
+    """Of these bytes, whatever they are."""
+    return hmac.new(secret, data, hashlib.sha256).hexdigest()
 
 
 def check_num_bytes(data: bytes, limits: ImageConfig) -> None:

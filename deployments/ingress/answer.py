@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,6 +28,10 @@ class Ending:
     timings: Timings
 
 
+class Stopped(Exception):
+    """The answer was stopped from outside. Never leaves the ingress."""
+
+
 class Answer:
     """Chunks up to the one with a finish_reason. `end` must be called, however it went."""
 
@@ -37,12 +41,20 @@ class Answer:
         self._watch = Watch(at_s=deadline.at_s)
         self.has_begun = False
         self.is_whole = False
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Let `next_chunk` raise Stopped, also the call that is under way. `end` remains to be called."""
+        self._is_stopped = True
+        self._watch.end_now()
 
     async def next_chunk(self) -> Chunk:
         """Raises what the generator raises, DeadlineExceeded, and PartUnavailable when it stops half-way."""
         try:
             chunk = await self._watch.wait(self._pull)
         except TimeoutError as error:
+            if self._is_stopped:
+                raise Stopped from None
             raise self._deadline.exceeded() from error
         if chunk is None:
             raise PartUnavailable("the generator stopped in the middle of the answer")
@@ -77,14 +89,22 @@ class Answer:
             log.exception("a generator failed while it was closed")
 
 
+Ask = Callable[[Generator, GenerateRequest, Deadline], AsyncGenerator[Chunk, None]]
+
+
 def open_answer(
-    generators: Mapping[str, Generator], model: str, request: GenerateRequest, deadline: Deadline
+    generators: Mapping[str, Generator],
+    model: str,
+    request: GenerateRequest,
+    deadline: Deadline,
+    ask: Ask | None = None,  # in place of the generator's own stream
 ) -> Answer:
     """Raises PartUnavailable for a model without a generator."""
     generator = generators.get(model)
     if generator is None:
         raise PartUnavailable(f"no generator serves model {model!r}", "model")
-    return Answer(generator.stream(request), deadline)
+    chunks = ask(generator, request, deadline) if ask is not None else generator.stream(request)
+    return Answer(chunks, deadline)
 
 
 def ending_of(last: Chunk) -> Ending:

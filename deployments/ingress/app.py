@@ -3,64 +3,73 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from fastapi import FastAPI
 
-from deployments.config import RetinaConfig
-from deployments.ingress import chat, debug, history, image_routes, page, vision
+from deployments.ingress import chat, debug, history, image_routes, page, reference, stream_routes, vision, websocket
 from deployments.ingress.body_limit import BodyLimit
 from deployments.ingress.error_replies import install_error_replies
-from deployments.ingress.introspection import Introspection
-from deployments.ingress.pictures import PictureIntake
+from deployments.ingress.openai import chat_completions, files, models
 from deployments.ingress.request_scope import RequestScope
+from deployments.ingress.responses import conversations
+from deployments.ingress.responses import routes as responses
 from deployments.ingress.schemas import ErrorReply
 from deployments.ingress.services import Services
-from deployments.ingress.tasks import Tasks
-from deployments.ingress.turns import Turns
-from deployments.types import ImageStore, SessionArchive
+from deployments.ingress.version import retina_version
+
+ROUTES = (
+    chat,
+    stream_routes,
+    chat_completions,
+    responses,
+    conversations,
+    models,
+    files,
+    vision,
+    history,
+    image_routes,
+    debug,
+    page,
+    reference,
+    websocket,
+)
 
 
-def create_app(
-    config: RetinaConfig,
-    turns: Turns,
-    tasks: Tasks,
-    archive: SessionArchive,
-    images: ImageStore,
-    secret: bytes,
-    parts: Introspection,
-) -> FastAPI:
-    """The app over these parts, which stay the caller's to close."""
-    pictures = PictureIntake(images, config, secret)
+def create_app(services: Services) -> FastAPI:
+    """The app over these parts, which it drains at its end."""
+    app = _with_routes()
+    app.state.services = services
+    install_error_replies(app)
+    app.add_middleware(BodyLimit, max_body_bytes=services.config.ingress.max_body_bytes)
+    app.add_middleware(RequestScope, metrics=services.turns.metrics)  # added last, it is outermost
+    return app
+
+
+def openapi_document() -> Mapping[str, Any]:
+    """What GET /openapi.json answers, without any part."""
+    return _with_routes().openapi()
+
+
+def _with_routes() -> FastAPI:
     app = FastAPI(
         title="Retina",
         description="Chat about pictures with vision-language models.",
-        version=_version(),
+        version=retina_version(),
+        docs_url=None,  # FastAPI's own pages load scripts from a content network; `reference.py` has ours
+        redoc_url=None,
         lifespan=_lifespan,
         responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}},
     )
-    app.state.services = Services(config, turns, tasks, archive, pictures, parts)
-    for routes in (chat, vision, history, image_routes, debug, page):
+    for routes in ROUTES:
         app.include_router(routes.router)
-    install_error_replies(app)
-    app.add_middleware(BodyLimit, max_body_bytes=config.ingress.max_body_bytes)
-    app.add_middleware(RequestScope, metrics=turns.metrics)  # added last, it is outermost
     return app
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
+    services.streams.start()
     yield
-    await services.turns.drain()
-    await services.tasks.drain()
-    await services.pictures.drain()
-    services.pictures.close()
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("retina-serve")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+source"  # run from the source tree without being installed
+    await services.drain()

@@ -30,6 +30,10 @@ class Deadline:
         """This one, or the one that is `grace_s` from now, whichever is later."""
         return replace(self, at_s=max(self.at_s, _now_s() + grace_s))
 
+    def with_left(self, left_s: float) -> Deadline:
+        """This one, so many seconds from now."""
+        return replace(self, at_s=_now_s() + left_s)
+
     async def wait(self, waiting: Awaitable[T]) -> T:
         """Raises DeadlineExceeded and cancels what is waited for.
 
@@ -84,6 +88,14 @@ class Watch:
     def is_over(self) -> bool:
         return self._ended
 
+    def end_now(self) -> None:
+        """Let the time be over, also for the wait that is under way."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._task is not None:
+            self._task.cancel()
+
     def close(self) -> None:
         self._timer.cancel()
 
@@ -97,9 +109,7 @@ class Watch:
         if self._at_s is None and (self._began_s is None or self._end_s() > self._loop.time()):
             self._timer = self._loop.call_at(self._end_s(), self._check)
             return
-        self._ended = True
-        if self._task is not None:
-            self._task.cancel()
+        self.end_now()
 
 
 def _now_s() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -54,11 +55,15 @@ async def session_router(services: Given) -> Json:
 
 @router.get("/-/ingress")
 async def ingress(services: Given) -> Json:
-    """This ingress replica: open turns and tasks, waiting pictures, requests by outcome, cancelled ones by
-    stage.
+    """This ingress replica: open turns, tasks and completions, kept streams, sockets, pictures, requests by outcome,
+    cancelled ones by stage.
     """
     return {
+        "pid": os.getpid(),
         "waiting_pictures": services.pictures.num_waiting,
+        "open_sockets": services.sockets.count,
+        "streams": await services.streams.statistics(),
         **services.tasks.statistics(),
+        **services.completions.statistics(),
         **services.turns.statistics(),
     }

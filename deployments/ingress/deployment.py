@@ -14,8 +14,7 @@ from deployments.images.secret import open_secret
 from deployments.images.stores.open import open_image_store
 from deployments.ingress.app import create_app
 from deployments.ingress.request_id import RequestIdFilter
-from deployments.ingress.tasks import Tasks
-from deployments.ingress.turns import Turns
+from deployments.ingress.services import build_services
 from deployments.logs import configure_logging
 
 
@@ -38,14 +37,12 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         data_dir = Path(self._config.data_dir)
-        images = open_image_store(self._config.images, data_dir)
-        turns = Turns(self._router, self._generators, images, self._config)
-        return create_app(
-            config=self._config,
-            turns=turns,
-            tasks=Tasks(self._generators, self._config, turns.metrics),
-            archive=self._router,
-            images=images,
-            secret=open_secret(data_dir),
-            parts=RayParts(self._router, self._encoder, self._generators),
+        services = build_services(
+            self._config,
+            self._router,
+            self._generators,
+            open_image_store(self._config.images, data_dir),
+            open_secret(data_dir),
+            RayParts(self._router, self._encoder, self._generators),
         )
+        return create_app(services)

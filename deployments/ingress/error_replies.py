@@ -1,4 +1,4 @@
-"""Whatever goes wrong, as one shape: {"error": {"code", "message", "param", "request_id"}}."""
+"""Whatever goes wrong, as one shape: {"error": {"code", "message", "param", "request_id"}}; under /v1 as OpenAI's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 from deployments.errors import RetinaError
+from deployments.ingress.openai.error_shape import (
+    is_openai_path,
+    openai_headers,
+    openai_status,
+    to_openai,
+    to_openai_status_error,
+    to_openai_validation,
+)
 from deployments.ingress.request_id import current_request_id
 from deployments.ingress.schemas import ErrorBody, ErrorReply
 
@@ -28,10 +37,18 @@ def to_reply(error: RetinaError) -> ErrorReply:
     return _reply(error.code, error.message, error.param)
 
 
-def to_response(error: RetinaError) -> JSONResponse:
+def to_validation_reply(error: RequestValidationError) -> ErrorReply:
+    problems = error.errors()
+    message = "; ".join(_explain(problem) for problem in problems)
+    return _reply("invalid_request", message, _field(problems[0]["loc"]))
+
+
+def to_response(error: RetinaError, scope: Scope) -> JSONResponse:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if _speaks_openai(scope):
+        return JSONResponse(to_openai(error).model_dump(), openai_status(error), headers | openai_headers(error))
     return JSONResponse(to_reply(error).model_dump(), error.status, headers)
 
 
@@ -46,22 +63,30 @@ def shorten(value: str) -> str:
     return value if len(value) <= MAX_ECHO_CHARS else f"{value[:MAX_ECHO_CHARS]}…"
 
 
-async def _retina_error(_: Request, error: Exception) -> JSONResponse:
+async def _retina_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RetinaError)
-    return to_response(error)
+    return to_response(error, request.scope)
 
 
-async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = error.errors()
-    message = "; ".join(_explain(problem) for problem in problems)
-    return JSONResponse(_reply("invalid_request", message, _field(problems[0]["loc"])).model_dump(), 422)
+    if _speaks_openai(request.scope):
+        return JSONResponse(to_openai_validation(problems).model_dump(), 400)
+    return JSONResponse(to_validation_reply(error).model_dump(), 422)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code, message = _words_for(error, request.method)
-    return JSONResponse(_reply(code, message, None).model_dump(), error.status_code, error.headers)
+    openai = _speaks_openai(request.scope)
+    reply = to_openai_status_error(error.status_code, code, message) if openai else _reply(code, message, None)
+    return JSONResponse(reply.model_dump(), error.status_code, error.headers)
+
+
+def _speaks_openai(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return is_openai_path(path.removeprefix(scope.get("root_path", "")))
 
 
 def _words_for(error: HTTPException, method: str) -> tuple[str, str]:

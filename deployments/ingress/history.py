@@ -9,7 +9,6 @@ from fastapi.exceptions import RequestValidationError
 
 from deployments.ingress.schemas import (
     DeletedSession,
-    HistoryMessage,
     HistoryReply,
     SessionBody,
     SessionsQuery,
@@ -28,8 +27,7 @@ HISTORY_PATH = "/history/{session_id:path}"
 async def get_history(session_id: str, services: Given, tenant: Tenant) -> HistoryReply:
     """The messages kept of a session."""
     messages = await services.archive.history(tenant, session_id)
-    history = [HistoryMessage.from_message(message) for message in messages]
-    return HistoryReply(session_id=session_id, history=history, length=len(history))
+    return HistoryReply.from_messages(session_id, messages)
 
 
 @router.delete(HISTORY_PATH)

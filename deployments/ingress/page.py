@@ -1,37 +1,77 @@
-"""GET /: the chat page, three files without anything from elsewhere."""
+"""GET /: the chat page, files without anything from elsewhere; what is vendored comes with its licence."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.resources
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.resources.abc import Traversable
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 router = APIRouter(include_in_schema=False)
 
-MEDIA_TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+MEDIA_TYPES = {
+    "html": "text/html",
+    "js": "text/javascript",
+    "mjs": "text/javascript",
+    "css": "text/css",
+    "svg": "image/svg+xml",
+    "LICENSE": "text/plain",
+}
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    # Trusted types: no string becomes markup unless DOMPurify has passed it.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types dompurify",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
+    "Cache-Control": "no-cache",  # asked for again each time, and sent again where it has changed
 }
 
 
+@dataclass(frozen=True, slots=True)
+class PageFile:
+    data: bytes = field(repr=False)
+    media_type: str
+    etag: str
+
+
 @router.get("/")
-async def page() -> Response:
-    return _file("index.html")
+async def page(request: Request) -> Response:
+    return _reply(request, "index.html")
 
 
-@router.get("/ui/{name}")
-async def page_file(name: str) -> Response:
-    return _file(name)
+@router.get("/ui/{name:path}")
+async def page_file(request: Request, name: str) -> Response:
+    return _reply(request, name)
 
 
-def _file(name: str) -> Response:
-    if name not in MEDIA_TYPES:
+def _reply(request: Request, name: str) -> Response:
+    file = _files().get(name)
+    if file is None:
         raise HTTPException(404)
-    data = importlib.resources.files("deployments.ingress").joinpath("ui", name).read_bytes()
-    return Response(data, media_type=MEDIA_TYPES[name], headers=HEADERS)
+    headers = {**HEADERS, "ETag": file.etag}
+    if request.headers.get("if-none-match") == file.etag:
+        return Response(status_code=304, headers=headers)
+    return Response(file.data, media_type=file.media_type, headers=headers)
+
+
+@functools.cache
+def _files() -> Mapping[str, PageFile]:
+    """By the name that clients ask for. Looked up here, a name can lead nowhere else."""
+    return dict(_walk(importlib.resources.files("deployments.ingress").joinpath("ui"), ""))
+
+
+def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, PageFile]]:
+    for entry in folder.iterdir():
+        media_type = MEDIA_TYPES.get(entry.name.rpartition(".")[2])
+        if entry.is_dir():
+            yield from _walk(entry, f"{prefix}{entry.name}/")
+        elif media_type is not None:
+            data = entry.read_bytes()
+            yield prefix + entry.name, PageFile(data, media_type, f'"{hashlib.sha256(data).hexdigest()[:32]}"')

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from deployments.config import RetinaConfig
 from deployments.errors import ImageNotFound, InvalidRequest, Overloaded
-from deployments.images.check import check_image
+from deployments.images.check import check_image, image_id_of
+from deployments.images.scale_down import scale_down
 from deployments.images.secret import tenant_secret
 from deployments.ingress.unattended import Unattended
 from deployments.types import ImageRef, ImageStore, StoredImage
@@ -43,15 +44,16 @@ class PictureIntake:
             return await self.add(tenant, data)
         return await self.find(tenant, image_id) if image_id is not None else None
 
-    async def add(self, tenant: str, data: bytes) -> ImageRef:
-        """Check and store. Cancelled while it waits, it does neither; once begun, it goes on without its caller.
+    async def add(self, tenant: str, data: bytes, max_side_px: int | None = None) -> ImageRef:
+        """Check and store what is not stored yet, scaled down to `max_side_px` where it is larger.
 
+        Cancelled while it waits, it does nothing; once begun, it goes on without its caller.
         Raises InvalidImage, UnsupportedImage, ImageTooLarge; Overloaded when too many wait; PartUnavailable.
         """
         await self._wait_for_thread()
         # A check in a thread cannot be stopped, so its place is free when it ends and not when its client leaves.
         # Storing keeps the place, too: a slow disk would pile up checked pictures otherwise.
-        taking = self._unattended.start(self._check_and_store(tenant, data))
+        taking = self._unattended.start(self._check_and_store(tenant, data, max_side_px))
         taking.add_done_callback(lambda _: self._free.release())
         return await asyncio.shield(taking)
 
@@ -89,10 +91,18 @@ class PictureIntake:
         finally:
             self._num_waiting -= 1
 
-    async def _check_and_store(self, tenant: str, data: bytes) -> ImageRef:
-        key = tenant_secret(self._secret, tenant)
+    async def _check_and_store(self, tenant: str, data: bytes, max_side_px: int | None) -> ImageRef:
         loop = asyncio.get_running_loop()
-        image = await loop.run_in_executor(self._threads, check_image, data, self._limits, key)
+        key = tenant_secret(self._secret, tenant)
+        if max_side_px is not None:
+            data = await loop.run_in_executor(self._threads, scale_down, data, max_side_px, self._limits)
+        # Clients that hold their conversation send all its pictures again with every question: a name is found many
+        # times faster than a picture is decoded.
+        name = await loop.run_in_executor(self._threads, image_id_of, data, key)
+        try:
+            return await self._images.find(tenant, name)
+        except ImageNotFound:
+            image = await loop.run_in_executor(self._threads, check_image, data, self._limits, key)
         await self._images.put(tenant, image)
         return image.ref
 

@@ -55,7 +55,7 @@ class RequestScope:
             log.exception("%s %r failed", scope["method"], shorten(scope["path"]))
             if outcome != "cancelled":
                 raise  # too late for a status: the server must break the connection off
-            await to_response(internal_error())(scope, receive, send_named)
+            await to_response(internal_error(), scope)(scope, receive, send_named)
         finally:
             self._metrics.count("ingress_requests", label=outcome)
             spent_ms = (time.monotonic() - started_s) * 1000

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from deployments.ingress.body import Body
 from deployments.ingress.sampling_schemas import Logprobs, SamplingFields, to_bodies
-from deployments.ingress.turns import TurnReply
+from deployments.ingress.turn_types import TurnEnd, TurnReply
+from deployments.prices import to_json_number
 from deployments.types import (
     EncodeSource,
-    FinishReason,
     ImageRef,
     Message,
     Role,
@@ -52,6 +53,12 @@ class TimingsBody(Body):
         return cls.model_validate(timings, from_attributes=True)
 
 
+Cost = Annotated[
+    float | None,
+    Field(description="By `models[].prices` of the configuration, to 15 significant digits; null without prices."),
+]
+
+
 # ------------------------------------------------------------------------------------- POST /chat
 
 
@@ -65,10 +72,23 @@ class ChatQuestion(Body):
     image_id: str | None = Field(None, description="A picture uploaded with POST /images, instead of `image`.")
     session_id: str | None = Field(None, description="Go on with this session, or begin it. Left out: a new one.")
     model: str | None = Field(None, description="Left out: the model that the session used last, or the default.")
+
+
+class StreamChoice(Body):
     stream: bool = Field(False, description=STREAM)
+    resumable: bool = Field(
+        False,
+        description="With `stream`: keep the events, so that a client that lost the connection goes on where it was "
+        "(GET /chat/streams/{stream_id}) and can stop the answer (POST /chat/streams/{stream_id}/stop). Leaving then "
+        "does not cancel the turn at once.",
+    )
 
 
-class ChatRequest(SamplingFields, ChatQuestion):
+class ChatFields(SamplingFields, ChatQuestion):
+    """What is asked, by whichever way."""
+
+
+class ChatRequest(StreamChoice, ChatFields):
     """A question, perhaps about a picture, in a session or starting one."""
 
 
@@ -80,8 +100,11 @@ class ChatReply(Body):
     session_id: str
     conversation_length: int = Field(description="Messages kept in the session, this exchange included.")
     usage: UsageBody
+    cost: Cost
     timings: TimingsBody
-    finish_reason: FinishReason = Field(description="`length`: max_new_tokens or the context was full.")
+    finish_reason: TurnEnd = Field(
+        description="`length`: max_new_tokens or the context was full. `cancelled`: the answer was stopped."
+    )
     logprobs: Logprobs = None
 
     @classmethod
@@ -94,6 +117,7 @@ class ChatReply(Body):
             session_id=reply.session_id,
             conversation_length=reply.conversation_length,
             usage=UsageBody.from_usage(reply.usage),
+            cost=to_json_number(reply.cost),
             timings=TimingsBody.from_timings(reply.timings),
             finish_reason=reply.finish_reason,
             logprobs=to_bodies(reply.logprobs),
@@ -103,11 +127,22 @@ class ChatReply(Body):
 class StartEvent(Body):
     session_id: str
     model: str
+    stream_id: str | None = Field(
+        None, description="Of a stream that is kept.", exclude_if=lambda stream_id: stream_id is None
+    )
 
 
 class ChunkEvent(Body):
     text: str
     logprobs: Logprobs = None
+
+
+class StreamQuery(Body):
+    after: int = Field(-1, ge=-1, description="Index of the last event that arrived; left out: none did.")
+
+
+class StoppedStream(Body):
+    stream_id: str
 
 
 # ------------------------------------------------------------------------------------- sessions
@@ -137,6 +172,13 @@ class HistoryReply(Body):
     session_id: str
     history: list[HistoryMessage] = Field(description="Oldest first.")
     length: int
+    image_id: str | None = Field(description="Of the session's picture, for GET /images/{id}; null without one.")
+
+    @classmethod
+    def from_messages(cls, session_id: str, messages: Sequence[Message]) -> HistoryReply:
+        history = [HistoryMessage.from_message(message) for message in messages]
+        images = [image.id for message in messages for image in message.images]  # a session keeps one at most
+        return cls(session_id=session_id, history=history, length=len(history), image_id=images[-1] if images else None)
 
 
 class DeletedSession(Body):
@@ -150,6 +192,7 @@ class SessionBody(Body):
     has_image: bool
     model: str
     updated: str
+    title: str = Field(description="Beginning of the session's first question.")
 
     @classmethod
     def from_summary(cls, summary: SessionSummary) -> SessionBody:
@@ -159,6 +202,7 @@ class SessionBody(Body):
             has_image=summary.has_image,
             model=summary.model,
             updated=summary.updated,
+            title=summary.title,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -32,16 +33,26 @@ async def open_events(events: AsyncGenerator[Event, None]) -> list[Event]:
         raise
 
 
-def encode_event(name: str, data: BaseModel) -> bytes:
-    return format_sse_event(event=name, data_str=data.model_dump_json())
+class RunningIds:
+    """Ids of the events of one stream that is not kept: 0, 1, 2, …"""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+
+    def next(self) -> str:
+        return str(next(self._numbers))
+
+
+def encode_event(name: str, data: BaseModel, event_id: str | None = None) -> bytes:
+    return format_sse_event(event=name, data_str=data.model_dump_json(), id=event_id)
 
 
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def encode_text(name: str, text: str) -> bytes:
+def encode_text(name: str, text: str, event_id: str) -> bytes:
     """What `encode_event` makes of a body whose one field is `text`, in a fifth of the time: there is one per token."""
-    return f'event: {name}\ndata: {{"text":{_to_json(text)}}}\n\n'.encode()
+    return f'event: {name}\ndata: {{"text":{_to_json(text)}}}\nid: {event_id}\n\n'.encode()
 
 
 class EventStream(Response, Generic[Event]):
@@ -59,12 +70,14 @@ class EventStream(Response, Generic[Event]):
         events: AsyncGenerator[Event, None],
         encode: Callable[[Event], bytes],
         send_timeout_s: float,
+        ids: RunningIds | None = None,  # those that `encode` draws from, for the error
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._opening = opening  # pulled from `events` already
         self._events = events
         self._encode = encode  # one event as any number of server-sent ones
+        self._ids = ids
         self._send_timeout_s = send_timeout_s  # a client that stops reading counts as gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,14 +94,19 @@ class EventStream(Response, Generic[Event]):
 
     async def _encode_all(self) -> AsyncGenerator[bytes, None]:
         try:
-            yield b"".join(self._encode(event) for event in self._opening)  # in one message: each is a hop of its own
+            if self._opening:  # in one message: each is a hop of its own
+                yield b"".join(self._encode(event) for event in self._opening)
             async for event in self._events:
                 yield self._encode(event)
         except RetinaError as error:
-            yield encode_event("error", to_reply(error))
+            yield self._encode_error(error)
         except Exception:
             log.exception("an answer failed in mid-stream")
-            yield encode_event("error", to_reply(internal_error()))
+            yield self._encode_error(internal_error())
+
+    def _encode_error(self, error: RetinaError) -> bytes:
+        # Without an id where events are kept: the last one that arrived is where the client goes on.
+        return encode_event("error", to_reply(error), self._ids.next() if self._ids is not None else None)
 
 
 async def _send_body(send: Send, data: bytes, watch: Watch, *, more: bool) -> None:

@@ -7,8 +7,9 @@ from pydantic.config import JsonDict
 
 from deployments.ingress.body import Body
 from deployments.ingress.sampling_schemas import Logprobs, to_bodies
-from deployments.ingress.schemas import TimingsBody, UsageBody
+from deployments.ingress.schemas import Cost, TimingsBody, UsageBody
 from deployments.ingress.task_types import TaskInput, TaskReply
+from deployments.prices import to_json_number
 from deployments.types import Box, FinishReason, Grounding, Point, QueryTask
 
 MADE_EXAMPLE: JsonDict = {
@@ -17,6 +18,7 @@ MADE_EXAMPLE: JsonDict = {
     "image_id": "3f6c…",
     "finish_reason": "stop",
     "usage": {"prompt_tokens": 735, "image_tokens": 729, "reused_tokens": 0, "completion_tokens": 14},
+    "cost": 0.00015,
     "timings": {
         "queue_ms": 0.4,
         "encode_ms": 67.9,
@@ -85,6 +87,7 @@ class MadeFields(Body):
     image_id: str | None = Field(description="Of the picture, for `image_id` of the next request; null without one.")
     finish_reason: FinishReason = Field(description="`length`: max_new_tokens or the context was full.")
     usage: UsageBody
+    cost: Cost
     timings: TimingsBody
 
 
@@ -95,6 +98,7 @@ def _made(asked: TaskInput, reply: TaskReply) -> MadeFields:
         image_id=asked.image.id if asked.image is not None else None,
         finish_reason=reply.finish_reason,
         usage=UsageBody.from_usage(reply.usage),
+        cost=to_json_number(reply.cost),
         timings=TimingsBody.from_timings(reply.timings),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from deployments.ingress.turn_types import SamplingWish
 from deployments.types import Box, FinishReason, Grounding, ImageRef, Point, Task, Timings, TokenLogprob, Usage
@@ -45,6 +46,7 @@ class TaskReply:
     usage: Usage
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] | None = None  # of all tokens, thoughts included, if they were asked for
+    cost: Decimal | None = None  # by the model's prices; None: it has none
 
 
 @dataclass(frozen=True, slots=True)

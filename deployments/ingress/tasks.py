@@ -14,6 +14,7 @@ from deployments.ingress.model_choice import choose_model
 from deployments.ingress.task_types import TaskChunk, TaskEvent, TaskFinished, TaskInput, TaskReply, TaskStarted
 from deployments.ingress.unattended import Unattended
 from deployments.metrics import Metrics
+from deployments.prices import cost_of_answer
 from deployments.types import (
     SKILL_OF,
     Box,
@@ -52,7 +53,7 @@ class _Running:
         self.logprobs.extend(chunk.logprobs)
         self.outcome = chunk.finish_reason or ""
 
-    def to_reply(self, model: str, last: Chunk) -> TaskReply:
+    def to_reply(self, config: RetinaConfig, model: str, last: Chunk) -> TaskReply:
         ending = ending_of(last)
         return TaskReply(
             request_id=self.asked.request_id,
@@ -65,6 +66,7 @@ class _Running:
             usage=ending.usage,
             timings=ending.timings,
             logprobs=tuple(self.logprobs) if self.asked.sampling.num_logprobs is not None else None,
+            cost=cost_of_answer(config, model, ending.usage),
         )
 
 
@@ -99,7 +101,7 @@ class Tasks:
                 running.add(chunk)
                 for piece in _pieces(chunk):
                     yield piece
-            yield TaskFinished(running.to_reply(model, chunk))
+            yield TaskFinished(running.to_reply(self._config, model, chunk))
         except BaseException as error:
             running.outcome = running.outcome or _outcome_of(error)
             raise

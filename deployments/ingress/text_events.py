@@ -10,7 +10,7 @@ from deployments.ingress.sse import encode_event, encode_text
 from deployments.types import TokenLogprob
 
 
-def encode_piece(name: str, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
+def encode_piece(name: str, text: str, logprobs: Sequence[TokenLogprob], event_id: str) -> bytes:
     if not logprobs:
-        return encode_text(name, text)
-    return encode_event(name, ChunkEvent(text=text, logprobs=to_bodies(logprobs)))
+        return encode_text(name, text, event_id)
+    return encode_event(name, ChunkEvent(text=text, logprobs=to_bodies(logprobs)), event_id)

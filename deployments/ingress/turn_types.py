@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
 
 from deployments.config import GeneratorConfig
 from deployments.errors import InvalidRequest
-from deployments.types import FinishReason, ImageRef, SamplingParams, Timings, TokenLogprob, Usage
+from deployments.record_types import RecordKind
+from deployments.types import (
+    FinishReason,
+    Grammar,
+    ImageRef,
+    Message,
+    SamplingParams,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
+
+TurnEnd = FinishReason | Literal["cancelled"]  # cancelled: stopped by who asked, the answer is what came until then
 
 SHOWN_DIGITS = 20  # of a number that is refused: JSON's integers have no end
 
@@ -26,6 +40,7 @@ class SamplingWish:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     num_logprobs: int | None = None  # None: no log probabilities
+    grammar: Grammar | None = None  # None: the model may say anything
 
     def to_params(self, limits: GeneratorConfig) -> SamplingParams:
         """Raises InvalidRequest when more tokens or stops are asked for than the model's settings allow."""
@@ -48,6 +63,7 @@ class SamplingWish:
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             num_logprobs=self.num_logprobs,
+            grammar=self.grammar,
         )
 
     def _check_stops(self, limits: GeneratorConfig) -> None:
@@ -64,26 +80,42 @@ class SamplingWish:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """What becomes a record when the turn's answer is there."""
+
+    kind: RecordKind
+    id: str
+    body: str  # JSON text, for whoever completes it
+
+
+@dataclass(frozen=True, slots=True)
 class TurnInput:
     request_id: str
     tenant: str
-    text: str
+    text: str = ""
     session_id: str | None = None  # None: a new session
     image: ImageRef | None = None  # stored already
     model: str | None = None
     sampling: SamplingWish = SamplingWish()
+    input: tuple[Message, ...] = ()  # in place of text and image; its pictures are stored already
+    instructions: str = ""  # a system message for this turn alone
+    follows: str | None = None  # lease of the turn that must be the session's last one
+    draft: Draft | None = None  # of a record that is stored with the answer
+    keeps_all: bool = False  # too long a conversation is refused, instead of going on without its oldest exchanges
 
 
 @dataclass(frozen=True, slots=True)
 class TurnStarted:
     session_id: str
     model: str
+    stream_id: str | None = None  # of a stream that is kept: names it for going on and for stopping
 
 
 @dataclass(frozen=True, slots=True)
 class TurnChunk:
     text: str  # empty only where there are log probabilities of tokens without text
     logprobs: tuple[TokenLogprob, ...] = ()
+    token_ids: tuple[int, ...] = ()  # up to here, since the chunk before
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +127,12 @@ class TurnReply:
     model_used: str
     session_id: str
     conversation_length: int  # messages kept, this exchange included
-    finish_reason: FinishReason
+    finish_reason: TurnEnd
     usage: Usage
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] | None = None  # of all tokens, if they were asked for
+    lease: str = ""  # of the turn: what `TurnInput.follows` names
+    cost: Decimal | None = None  # by the model's prices; None: it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,4 +140,15 @@ class TurnFinished:
     reply: TurnReply
 
 
+@dataclass(frozen=True, slots=True)
+class TurnFailed:
+    """Why a kept stream ended without an answer; streams that are not kept raise instead."""
+
+    code: str  # RetinaError's
+    message: str
+    param: str | None = None
+    status: int = 500
+
+
 TurnEvent = TurnStarted | TurnChunk | TurnFinished
+KeptEvent = TurnEvent | TurnFailed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import Context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,8 +19,9 @@ class Unattended:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
+    def start(self, work: Coroutine[Any, Any, T], context: Context | None = None) -> asyncio.Task[T]:
+        """In this context, or in a copy of the caller's."""
+        task = asyncio.create_task(work, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -31,6 +33,11 @@ class Unattended:
         there is something to clean up.
         """
         await asyncio.wait({self.start(work)})
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until one of them is done, or so long."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 
     async def drain(self) -> None:
         """Wait for all of them; neither does our cancellation reach them, nor their failure us."""

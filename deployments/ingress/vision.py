@@ -14,7 +14,7 @@ from deployments.ingress.form_body import Form, check_text, document_body, read_
 from deployments.ingress.model_choice import choose_model
 from deployments.ingress.request_id import current_request_id
 from deployments.ingress.services import Given, Services
-from deployments.ingress.sse import EventStream, encode_event, open_events
+from deployments.ingress.sse import EventStream, RunningIds, encode_event, open_events
 from deployments.ingress.task_replies import (
     BoxBody,
     CaptionReply,
@@ -35,17 +35,18 @@ router = APIRouter(tags=["vision"])
 Reply = TypeVar("Reply", bound=BaseModel)
 ToReply = Callable[[TaskInput, TaskReply], Reply]
 
-START = 'event: start\ndata: {"model":"…","image_id":"…"}\n\n'
-DONE = "event: done\ndata: {…the plain reply…}\n\n"
-CHUNK = 'event: chunk\ndata: {"text":"A red"}\n\n'
-THOUGHT = 'event: thought\ndata: {"text":"The picture shows"}\n\n'
-OBJECT = 'event: object\ndata: {"x_min":0.1,"y_min":0.2,"x_max":0.4,"y_max":0.5}\n\n'
-POINT = 'event: point\ndata: {"x":0.25,"y":0.35}\n\n'
+START = 'event: start\ndata: {"model":"…","image_id":"…"}\n'
+DONE = "event: done\ndata: {…the plain reply…}\n"
+CHUNK = 'event: chunk\ndata: {"text":"A red"}\n'
+THOUGHT = 'event: thought\ndata: {"text":"The picture shows"}\n'
+OBJECT = 'event: object\ndata: {"x_min":0.1,"y_min":0.2,"x_max":0.4,"y_max":0.5}\n'
+POINT = 'event: point\ndata: {"x":0.25,"y":0.35}\n'
 
 
 def _streamed(*events: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI of the reply when it is streamed."""
-    return {200: {"content": {"text/event-stream": {"example": "".join([START, *events, DONE])}}}}
+    numbered = "".join(f"{event}id: {index}\n\n" for index, event in enumerate([START, *events, DONE]))
+    return {200: {"content": {"text/event-stream": {"example": numbered}}}}
 
 
 @router.post(
@@ -117,8 +118,13 @@ async def _answer(
         return to_reply(asked, await services.tasks.reply(asked))
     events = services.tasks.stream(asked)
     opening = await open_events(events)
+    ids = RunningIds()
     return EventStream(
-        opening, events, lambda event: _encode(event, asked, to_reply), services.config.ingress.turn_timeout_s
+        opening,
+        events,
+        lambda event: _encode(event, asked, to_reply, ids),
+        services.config.ingress.turn_timeout_s,
+        ids,
     )
 
 
@@ -140,23 +146,23 @@ async def _to_input(form: Form[PictureFields], services: Services, tenant: str) 
     )
 
 
-def _encode(event: TaskEvent, asked: TaskInput, to_reply: ToReply[Reply]) -> bytes:
+def _encode(event: TaskEvent, asked: TaskInput, to_reply: ToReply[Reply], ids: RunningIds) -> bytes:
     if isinstance(event, TaskStarted):
         image_id = asked.image.id if asked.image is not None else None
-        return encode_event("start", TaskStartEvent(model=event.model, image_id=image_id))
+        return encode_event("start", TaskStartEvent(model=event.model, image_id=image_id), ids.next())
     if isinstance(event, TaskChunk):
-        return _encode_chunk(event)
-    return encode_event("done", to_reply(asked, event.reply))
+        return _encode_chunk(event, ids)
+    return encode_event("done", to_reply(asked, event.reply), ids.next())
 
 
-def _encode_chunk(chunk: TaskChunk) -> bytes:
+def _encode_chunk(chunk: TaskChunk, ids: RunningIds) -> bytes:
     if chunk.thought:
-        return encode_piece("thought", chunk.thought, chunk.logprobs)
+        return encode_piece("thought", chunk.thought, chunk.logprobs, ids.next())
     if chunk.text or chunk.logprobs:
-        return encode_piece("chunk", chunk.text, chunk.logprobs)
+        return encode_piece("chunk", chunk.text, chunk.logprobs, ids.next())
     return b"".join(
-        encode_event("object", BoxBody.from_box(found))
+        encode_event("object", BoxBody.from_box(found), ids.next())
         if isinstance(found, Box)
-        else encode_event("point", PointBody.from_point(found))
+        else encode_event("point", PointBody.from_point(found), ids.next())
         for found in chunk.found
     )

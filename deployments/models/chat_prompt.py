@@ -67,5 +67,8 @@ class ChatPromptFormat(ABC):
         positions = np.arange(len(token_ids), dtype=np.int64)[None]  # (1, S)
         return Prompt(tuple(token_ids), positions, len(token_ids), tuple(spans), task)
 
+    def tokenizer_json(self) -> str:
+        return self._chat.tokenizer_json()
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._chat.decode(token_ids)

@@ -27,6 +27,7 @@ BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 PROBE = "2024"  # which no template writes otherwise than it stands here
 PROBE_PICTURE = ImageRef("0" * 64, width=4, height=3, num_bytes=1, media_type="image/png")
 _PROBE_MESSAGE = Message("user", (ImagePart(PROBE_PICTURE), TextPart(PROBE)))
+SYSTEM_PROBE = "2718281828"  # longer: some templates begin with a date
 
 
 class ChatTemplate:
@@ -50,6 +51,7 @@ class ChatTemplate:
         self._before, self._after = _special_tokens(self._tokenizer) if adds_special_tokens else ([], [])
         self.byte_token_ids = byte_token_ids(self._tokenizer)
         self._probe()
+        self._takes_system = self._shows_system()
 
     def token_id(self, token: str) -> int:
         """Id of a control token. Raises CheckpointError when the tokenizer has no such token."""
@@ -87,6 +89,12 @@ class ChatTemplate:
         Neighbouring texts go into the template as they are: some templates put something between them. Raises
         InvalidRequest when the template refuses the messages.
         """
+        if not self._takes_system and any(message.role == "system" for message in messages):
+            raise InvalidRequest(
+                "this model's chat template has no place for system messages and instructions; it takes messages of "
+                "user and assistant",
+                "role",
+            )
         sealed = Sealed()
         turns = [self._to_turn(message, sealed) for message in messages]
         try:
@@ -110,6 +118,17 @@ class ChatTemplate:
         if PROBE not in rendered:
             raise CheckpointError(f"{where} does not show what people write", param="checkpoint")
 
+    def _shows_system(self) -> bool:
+        """Whether a system message stands in what the template writes: some raise, some leave it out."""
+        messages = (Message("system", (TextPart(SYSTEM_PROBE),)), Message("user", (TextPart(PROBE),)))
+        turns = [self._to_turn(message, Sealed()) for message in messages]
+        try:
+            rendered = self._render(turns)
+        except Exception:  # as in _probe
+            return False
+        # A template that expects plain text there writes our list of parts as Python does.
+        return SYSTEM_PROBE in rendered and str(turns[0]["content"]) not in rendered
+
     def _render(self, turns: Sequence[Mapping[str, object]]) -> str:
         return str(
             self._renderer.apply_chat_template(
@@ -127,6 +146,10 @@ class ChatTemplate:
             for part in message.content
         ]
         return {"role": message.role, "content": content}
+
+    def tokenizer_json(self) -> str:
+        """The tokenizer, as a tokenizer.json has it."""
+        return str(self._tokenizer.to_str())
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens and without tidying of spaces; an unfinished UTF-8 sequence shows as U+FFFD."""

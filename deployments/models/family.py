@@ -150,6 +150,15 @@ class Rules(Protocol):
         ...
 
 
+@runtime_checkable
+class ResumableRules(Protocol):
+    """Rules of an answer that may be gone on with elsewhere."""
+
+    def resume(self, token_ids: Sequence[int]) -> None:
+        """These were chosen before, with other rules of this kind, and went into the model as they are."""
+        ...
+
+
 class Attend(Protocol):
     """The caller's attention over the keys and values that it keeps."""
 

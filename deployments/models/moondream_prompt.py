@@ -55,6 +55,9 @@ class MoondreamPromptFormat:
             places=tuple(draft.places),
         )
 
+    def tokenizer_json(self) -> str:
+        return self._tokenizer.to_json()
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids)
 
@@ -70,7 +73,9 @@ class MoondreamPromptFormat:
                 draft.token_ids += (*self._tokenizer.encode(message.text), self._tokens.eos_id)
             else:
                 raise InvalidRequest(
-                    f"this model knows no messages of role {message.role!r}; it knows user and assistant", "role"
+                    f"this model takes no {message.role} messages and no instructions; it takes messages of user and "
+                    "assistant",
+                    "role",
                 )
         if not messages or messages[-1].role != "user":
             raise InvalidRequest("the last message should be the user's", "message")

@@ -38,6 +38,9 @@ class AnswerRules:
         self._has_begun = True
         return Ruling(token_id=token_id, is_last=token_id == self._tokens.eos_id)
 
+    def resume(self, token_ids: Sequence[int]) -> None:
+        self._has_begun = self._has_begun or bool(token_ids)
+
 
 class ReasoningRules:
     """Thoughts up to `answer_id` or to so many tokens, then the suffix of a question, then an answer like any other."""

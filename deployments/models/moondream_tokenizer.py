@@ -39,6 +39,10 @@ class MoondreamTokenizer:
         """Text without special tokens; an unfinished UTF-8 sequence shows as U+FFFD."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def to_json(self) -> str:
+        """As a tokenizer.json has it."""
+        return str(self._tokenizer.to_str())
+
     def _require_fitting(self, folder: Path, tokens: TokenIds, vocab_size: int) -> None:
         ends = {tokens.bos_id: END_OF_TEXT, tokens.eos_id: END_OF_TEXT}
         reserved = {token_id: name for token_id, name in RESERVED.items() if token_id in tokens.written}

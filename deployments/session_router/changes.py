@@ -17,7 +17,8 @@ from deployments.session_router.history import (
     from_bytes,
     to_bytes,
     to_timestamp,
-    with_exchange,
+    to_title,
+    with_answer,
 )
 from deployments.session_router.stores import Lease, StoredSession
 from deployments.types import TurnOutcome
@@ -37,7 +38,7 @@ def give_back(stored: StoredSession | None, token: str) -> StoredSession | None:
     return replace(stored, lease=None) if stored.summary else None
 
 
-def commit(stored: StoredSession | None, outcome: TurnOutcome, now_s: float, max_messages: int) -> StoredSession:
+def commit(stored: StoredSession | None, outcome: TurnOutcome, now_s: float) -> StoredSession:
     """With the exchange, without the lease; unchanged when this turn was committed before.
 
     Raises LeaseLost and UnreadableConversation.
@@ -49,14 +50,17 @@ def commit(stored: StoredSession | None, outcome: TurnOutcome, now_s: float, max
     if stored is None or not stored.has_lease(turn.lease):
         raise LeaseLost("the turn outlived its lease, or its session was deleted; its answer is not stored")
     assert outcome.answer is not None, "a turn without an answer is given back"
+    # The prompt begins with what was kept and still is: only who holds the lease changes a session.
+    prompt = tuple(message for message in turn.messages if message.role != "system")
     after = Conversation(
-        messages=with_exchange(before.messages, turn.messages[-1], build_answer(outcome.answer, now_s), max_messages),
+        messages=with_answer(prompt, build_answer(outcome.answer, now_s)),
         model=turn.model,
         updated=to_timestamp(now_s),
         usage=add_usage(before.usage, outcome.usage or NO_USAGE),
         closed_by=turn.lease,
     )
-    return StoredSession(now_s, to_bytes(after), after.summary(turn.session_id))
+    title = (stored.summary.title if stored.summary else "") or to_title(prompt)
+    return StoredSession(now_s, to_bytes(after), after.summary(turn.session_id, title))
 
 
 def conversation_of(stored: StoredSession | None) -> Conversation:

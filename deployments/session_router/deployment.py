@@ -6,6 +6,7 @@ import os
 
 from deployments.config import RetinaConfig
 from deployments.logs import configure_logging
+from deployments.record_types import Record, RecordKind
 from deployments.session_router.service import open_router
 from deployments.types import Json, Message, SessionSummary, Turn, TurnOutcome, TurnRequest
 
@@ -29,6 +30,20 @@ class SessionRouterReplica:
 
     async def delete_session(self, tenant: str, session_id: str) -> None:
         await self._router.delete_session(tenant, session_id)
+
+    async def put_record(self, tenant: str, record: Record) -> None:
+        await self._router.put_record(tenant, record)
+
+    async def record(self, tenant: str, kind: RecordKind, record_id: str) -> Record:
+        return await self._router.record(tenant, kind, record_id)
+
+    async def records(
+        self, tenant: str, kind: RecordKind, limit: int, after: str | None = None, *, oldest_first: bool = False
+    ) -> tuple[Record, ...]:
+        return await self._router.records(tenant, kind, limit, after, oldest_first=oldest_first)
+
+    async def delete_record(self, tenant: str, kind: RecordKind, record_id: str) -> Record:
+        return await self._router.delete_record(tenant, kind, record_id)
 
     async def statistics(self) -> Json:
         return {"pid": os.getpid(), **await self._router.statistics()}

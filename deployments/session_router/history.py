@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from deployments.session_router.image_policy import carry_picture, keep_newest_picture
-from deployments.types import ImagePart, ImageRef, Message, SessionSummary, TextPart, Usage
+from deployments.session_router.image_policy import carry_picture, keep_newest_picture, without_pictures
+from deployments.types import ImagePart, ImageRef, Message, SessionSummary, TextPart, TurnRequest, Usage
 
 CHECKSUM_BYTES = 16
+MAX_TITLE_CHARS = 80
 NO_USAGE = Usage(prompt_tokens=0, image_tokens=0, reused_tokens=0, completion_tokens=0)
 
 
@@ -25,16 +26,16 @@ class UnreadableConversation(ValueError):
 class Conversation:
     """All that committed turns leave behind in one session."""
 
-    messages: tuple[Message, ...] = ()  # user, assistant, user, ...; at most max_messages
+    messages: tuple[Message, ...] = ()  # of user and assistant, the last is an answer; at most max_messages
     model: str = ""  # answered last
     updated: str = ""  # when the last turn was committed; written as Message.timestamp
     usage: Usage = NO_USAGE  # of all turns ever committed, those that are no longer kept included
     closed_by: str = ""  # lease of the last committed turn: closing it again changes nothing
     format: Literal[1] = 1
 
-    def summary(self, session_id: str) -> SessionSummary:
+    def summary(self, session_id: str, title: str) -> SessionSummary:
         has_image = any(message.images for message in self.messages)
-        return SessionSummary(session_id, len(self.messages), has_image, self.model, self.updated)
+        return SessionSummary(session_id, len(self.messages), has_image, self.model, self.updated, title)
 
 
 def build_question(text: str, image: ImageRef | None, now_s: float) -> Message:
@@ -42,28 +43,45 @@ def build_question(text: str, image: ImageRef | None, now_s: float) -> Message:
     return Message("user", parts, to_timestamp(now_s))
 
 
+def build_asked(request: TurnRequest, now_s: float) -> tuple[Message, ...]:
+    """What the turn adds to its session, the question last."""
+    if not request.input:
+        return (build_question(request.text, request.image, now_s),)
+    return tuple(replace(message, timestamp=to_timestamp(now_s)) for message in request.input)
+
+
 def build_answer(text: str, now_s: float) -> Message:
     # Half a surrogate pair, which a hosted model's JSON may hold, cannot be written as UTF-8: it becomes "?".
     return Message("assistant", (TextPart(text.encode("utf-8", "replace").decode()),), to_timestamp(now_s))
 
 
-def to_prompt(kept: tuple[Message, ...], question: Message, max_messages: int) -> tuple[Message, ...]:
-    """What the model reads: as much as will be kept once the answer is there, so one message less than the limit."""
-    return _trim((*kept, question), max_messages - 1)
+def to_prompt(kept: tuple[Message, ...], asked: tuple[Message, ...], max_messages: int) -> tuple[Message, ...]:
+    """What the model reads: as much as will be kept once the answer is there, so one message less than the limit.
+
+    All pictures that are asked about are shown, or else the kept one.
+    """
+    if any(message.images for message in asked):
+        kept = without_pictures(kept)
+    return _newest((*kept, *asked), max_messages - 1)
 
 
-def with_exchange(
-    kept: tuple[Message, ...], question: Message, answer: Message, max_messages: int
-) -> tuple[Message, ...]:
-    """What is kept after the turn. Equal to its prompt and the answer."""
-    return _trim((*kept, question, answer), max_messages)
+def with_answer(prompt: tuple[Message, ...], answer: Message) -> tuple[Message, ...]:
+    """What is kept after the turn: its prompt and the answer, with one picture at most."""
+    return keep_newest_picture((*prompt, answer))
 
 
-def _trim(messages: tuple[Message, ...], max_messages: int) -> tuple[Message, ...]:
-    """The newest messages, from a question on, with the session's one picture among them."""
-    messages = keep_newest_picture(messages)
+def _newest(messages: tuple[Message, ...], max_messages: int) -> tuple[Message, ...]:
+    """At most that many, from a question on where older ones are dropped, with a picture of theirs."""
     num_dropped = max(0, len(messages) - max_messages)
+    while num_dropped and messages[num_dropped].role != "user":
+        num_dropped += 1
     return carry_picture(messages[:num_dropped], messages[num_dropped:])
+
+
+def to_title(messages: tuple[Message, ...]) -> str:
+    """The beginning of the first question that has words, in one line; "" when none has."""
+    lines = (" ".join(message.text.split()) for message in messages if message.role == "user")
+    return next((line[:MAX_TITLE_CHARS].rstrip() for line in lines if line), "")
 
 
 def add_usage(total: Usage, turn: Usage) -> Usage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deployments.types import ImagePart, ImageRef, Message
+from deployments.types import ImagePart, Message, TextPart
 
 
 def keep_newest_picture(messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -12,33 +12,42 @@ def keep_newest_picture(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     newest = _newest(messages)
     if newest is None:
         return messages
-    position, image = newest
-    return tuple(_with_picture(message, image if index == position else None) for index, message in enumerate(messages))
+    position, kept = newest
+    return tuple(
+        _without_pictures(message, kept if index == position else None) for index, message in enumerate(messages)
+    )
+
+
+def without_pictures(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    return tuple(_without_pictures(message) for message in messages)
 
 
 def carry_picture(dropped: tuple[Message, ...], kept: tuple[Message, ...]) -> tuple[Message, ...]:
-    """`kept`, with the picture of `dropped` moved to its oldest user message.
+    """`kept`, with the newest picture of `dropped` moved to its oldest user message if it shows none itself.
 
-    Both together hold at most one picture. A conversation about a picture does not go blind after ten exchanges.
+    A conversation about a picture does not go blind after ten exchanges.
     """
     newest = _newest(dropped)
-    if newest is None:
+    if newest is None or any(message.images for message in kept):
         return kept
-    heir = next(index for index, message in enumerate(kept) if message.role == "user")
-    return (*kept[:heir], _with_picture(kept[heir], newest[1]), *kept[heir + 1 :])
+    position, part = newest
+    heir = next(index for index, message in enumerate(kept) if message.role == "user")  # what is asked last is one
+    content = (dropped[position].content[part], *kept[heir].content)
+    return (*kept[:heir], replace(kept[heir], content=content), *kept[heir + 1 :])
 
 
-def _newest(messages: tuple[Message, ...]) -> tuple[int, ImageRef] | None:
-    """Position of the last message with a picture, and the last of its pictures."""
-    for index in reversed(range(len(messages))):
-        if messages[index].images:
-            return index, messages[index].images[-1]
+def _newest(messages: tuple[Message, ...]) -> tuple[int, int] | None:
+    """Where the last picture stands: which message, and which of its parts."""
+    for position in reversed(range(len(messages))):
+        for part in reversed(range(len(messages[position].content))):
+            if isinstance(messages[position].content[part], ImagePart):
+                return position, part
     return None
 
 
-def _with_picture(message: Message, image: ImageRef | None) -> Message:
-    """The same text, with exactly this picture before it, or none."""
-    if message.images == (() if image is None else (image,)):
-        return message
-    texts = tuple(part for part in message.content if not isinstance(part, ImagePart))
-    return replace(message, content=texts if image is None else (ImagePart(image), *texts))
+def _without_pictures(message: Message, kept: int | None = None) -> Message:
+    """Without its pictures, the part at `kept` excepted. Chat templates refuse messages of nothing: "" is left."""
+    content = tuple(
+        part for index, part in enumerate(message.content) if index == kept or not isinstance(part, ImagePart)
+    )
+    return message if content == message.content else replace(message, content=content or (TextPart(""),))

@@ -16,17 +16,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deployments.config import RetinaConfig
-from deployments.errors import LeaseLost, RetinaError, SessionNotFound, UnknownModel
+from deployments.errors import LeaseLost, NotLastTurn, RetinaError, SessionNotFound, UnknownModel
 from deployments.images.secret import open_secret, tenant_secret
 from deployments.metrics import Metrics
+from deployments.record_types import Record, RecordKind
 from deployments.session_router.changes import commit, conversation_of
-from deployments.session_router.history import Conversation, UnreadableConversation, build_question, to_prompt
+from deployments.session_router.history import Conversation, UnreadableConversation, build_asked, to_prompt
 from deployments.session_router.leases import Leases
-from deployments.session_router.limits import check_message, check_session_id
+from deployments.session_router.limits import check_session_id, check_turn
+from deployments.session_router.records import Records
 from deployments.session_router.stores import Change, SessionKey, SessionStore, StoredSession
 from deployments.session_router.stores.open import open_session_store
 from deployments.session_router.uninterrupted import Uninterrupted
-from deployments.types import Json, Message, SessionSummary, Turn, TurnOutcome, TurnRequest
+from deployments.types import Json, Message, SessionSummary, TextPart, Turn, TurnOutcome, TurnRequest
 
 logger = logging.getLogger(__name__)
 SHOWN_NAME_CHARS = 64
@@ -40,7 +42,7 @@ def open_router(config: RetinaConfig, clock: Callable[[], float] = time.time) ->
 
 
 class Router:
-    """SessionRouter and SessionArchive of types.py. Used by one event loop."""
+    """SessionRouter and SessionArchive of types.py, RecordArchive of record_types.py. Used by one event loop."""
 
     def __init__(
         self, config: RetinaConfig, store: SessionStore, secret: bytes, clock: Callable[[], float] = time.time
@@ -54,12 +56,14 @@ class Router:
         self._clock = clock  # Unix time in seconds
         self._metrics = Metrics()
         self._uninterrupted = Uninterrupted()
+        self._records = Records(store, config.session_router.max_records, clock, self._uninterrupted)
         self._leases = Leases(config.session_router, store, clock, self._metrics, self._uninterrupted)
 
     async def open_turn(self, request: TurnRequest) -> Turn:
         """Take the session's lease, in order of arrival. Cancelled, it leaves no lease behind.
 
-        Raises InvalidRequest, MessageTooLong, UnknownModel, SessionBusy, PartUnavailable.
+        Raises InvalidRequest, MessageTooLong, UnknownModel, SessionBusy, PartUnavailable; with `follows`
+        SessionNotFound and NotLastTurn.
         """
         key = self._check(request)
         token = request.lease or secrets.token_hex(16)
@@ -99,12 +103,31 @@ class Router:
         if before is None or not (before.summary or before.is_held(self._clock())):
             raise _not_found(session_id)
 
+    async def put_record(self, tenant: str, record: Record) -> None:
+        """Carried to the end even when the caller is cancelled."""
+        await self._records.put(tenant, record)
+
+    async def record(self, tenant: str, kind: RecordKind, record_id: str) -> Record:
+        """Raises RecordNotFound."""
+        return await self._records.get(tenant, kind, record_id)
+
+    async def records(
+        self, tenant: str, kind: RecordKind, limit: int, after: str | None = None, *, oldest_first: bool = False
+    ) -> tuple[Record, ...]:
+        """Raises RecordNotFound for `after`."""
+        return await self._records.list(tenant, kind, limit, after, oldest_first=oldest_first)
+
+    async def delete_record(self, tenant: str, kind: RecordKind, record_id: str) -> Record:
+        """Carried to the end even when the caller is cancelled. Raises RecordNotFound."""
+        return await self._records.delete(tenant, kind, record_id)
+
     async def statistics(self) -> Json:
         counts = await self._store.count(self._clock())
         return {
             "store": self._store.kind,
             "sessions": counts.sessions,
             "open_turns": counts.open_turns,
+            "records": counts.records,
             "waiting_turns": self._leases.num_waiting,
             "metrics": self._metrics.snapshot(),
         }
@@ -116,7 +139,7 @@ class Router:
 
     def _check(self, request: TurnRequest) -> SessionKey:
         """What can be refused without looking at the session."""
-        check_message(request.text, self._config.ingress.max_message_chars)
+        check_turn(request, self._config.ingress.max_message_chars)
         if request.model is not None and request.model not in self._models:
             name = request.model[:SHOWN_NAME_CHARS]
             raise UnknownModel(f"unknown model {name!r}; choose one of: {', '.join(self._models)}", "model")
@@ -128,14 +151,19 @@ class Router:
     def _build_turn(self, request: TurnRequest, key: SessionKey, token: str, stored: StoredSession) -> Turn:
         with _reporting_damage(key.session_id):
             conversation = conversation_of(stored)
-        question = build_question(request.text, request.image, self._clock())
+        if request.follows is not None:
+            _check_follows(request.follows, key, stored, conversation)
+        asked = build_asked(request, self._clock())
+        prompt = to_prompt(conversation.messages, asked, self._max_messages)
+        instructions = (Message("system", (TextPart(request.instructions),)),) if request.instructions else ()
         return Turn(
             tenant=key.tenant,
             session_id=key.session_id,
             lease=token,
             model=request.model or self._model_of(conversation),
-            messages=to_prompt(conversation.messages, question, self._max_messages),
+            messages=(*instructions, *prompt),
             session_key=_affinity_key(self._secret, key),
+            num_new=min(len(asked), len(prompt)),
         )
 
     def _model_of(self, conversation: Conversation) -> str:
@@ -155,14 +183,15 @@ class Router:
 
     async def _commit(self, key: SessionKey, outcome: TurnOutcome) -> Change:
         now_s = self._clock()
-        decide = functools.partial(commit, outcome=outcome, now_s=now_s, max_messages=self._max_messages)
+        decide = functools.partial(commit, outcome=outcome, now_s=now_s)
         try:
             with _reporting_damage(key.session_id):
-                change = await self._store.update(key, decide)
+                change = await self._store.update(key, decide, outcome.records)
         except LeaseLost:
             self._count("lease_lost")
             raise
         self._leases.wake(key)
+        await self._records.trim(key.tenant, {record.kind for record in outcome.records})
         if change.before is None or change.before.summary is None:
             await self._store.evict(key.tenant, self._config.session_router.max_sessions, now_s)
         return change
@@ -186,6 +215,16 @@ def _reporting_damage(session_id: str) -> Iterator[None]:
         raise RetinaError(
             f"the stored record of session {session_id!r} is damaged; delete the session to begin it anew", "session_id"
         ) from error
+
+
+def _check_follows(token: str, key: SessionKey, stored: StoredSession, conversation: Conversation) -> None:
+    if stored.summary is None:
+        raise _not_found(key.session_id)
+    if conversation.closed_by != token:
+        raise NotLastTurn(
+            f"session {key.session_id!r} went on since the turn that is to be followed; only its last one can be",
+            "follows",
+        )
 
 
 def _not_found(session_id: str) -> SessionNotFound:

@@ -21,8 +21,7 @@ ENDLESS = "endless"  # a tiny random checkpoint: it says nonsense and does not s
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Any) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
-    checkpoint = shutil.copytree(tiny_checkpoint("256m", seed=3), folder / "endless")
-    _never_stop(checkpoint)
+    checkpoint = build_endless(tiny_checkpoint, folder)
 
     def add_endless(args: dict[str, Any]) -> None:
         own = {"replica": {"num_cpus": 0.1}, "max_new_tokens": 4000, "max_context_tokens": 8000, "num_slots": 4}
@@ -35,6 +34,12 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Any) -> I
         yield service
     finally:
         service.stop()
+
+
+def build_endless(tiny_checkpoint: Any, folder: Path) -> Path:
+    checkpoint = shutil.copytree(tiny_checkpoint("256m", seed=3), folder / "endless")
+    _never_stop(checkpoint)
+    return checkpoint
 
 
 def _never_stop(checkpoint: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from generator.letters import PLACEHOLDER, LetterPrompts, features_of, picture
 from transformers import DynamicCache
 
 from deployments.generator.answer_text import AnswerText
+from deployments.generator.continuation import extend
 from deployments.generator.prefix_tree import NO_MATCH, Content, Match, Node
 from deployments.generator.prompt_contents import PICTURE, answer_contents, contents_of, realm_of
 from deployments.generator.runner import BatchRunner
@@ -43,6 +44,7 @@ class Question:
     is_mutual: bool = False  # all up to the end of its first picture, or a third of it
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_new_tokens: int = 12
+    answered: tuple[int, ...] = ()  # tokens of the answer that came from elsewhere
 
     def build(self) -> Prompt:
         ids: list[int] = []
@@ -162,7 +164,8 @@ class Crowd:
         if sequence.is_finished:
             assert len(sequence.token_ids) == len(expected)
             self.tally["finished"] += 1
-            self.finished.append(question)
+            self.tally["gone on with"] += bool(question.answered)
+            self.finished.append(replace(question, answered=()))
             self._remove(sequence)
 
     def _remove(self, sequence: Request) -> None:
@@ -170,7 +173,8 @@ class Crowd:
         del self.live[sequence]
 
     def expected(self, question: Question) -> list[int]:
-        """By the slow twin, alone."""
+        """By the slow twin, alone and without a cut."""
+        question = replace(question, answered=())
         if question not in self._expected:
             runner, sequence = SimpleRunner(self.language), to_sequence(question)
             while not sequence.is_finished:
@@ -217,7 +221,10 @@ class Crowd:
 
     def _written(self, sequence: Request) -> tuple[Content, ...]:
         """What the K/V in its slot are of."""
-        return (*sequence.contents[: sequence.num_prefilled], *answer_contents(sequence.token_ids[:-1]))
+        return (
+            *sequence.contents[: sequence.num_prefilled],
+            *answer_contents(sequence.token_ids[len(sequence.answered) : -1]),
+        )
 
     def _check_equal(self, states: torch.Tensor, realm: str, contents: tuple[Content, ...]) -> None:
         """`states` of the last ones of `contents`."""
@@ -230,7 +237,7 @@ class Crowd:
 
 
 def look_up(question: Question) -> tuple[str, Sequence[Content]]:
-    prompt = question.build()
+    prompt = extend(question.build(), question.answered)
     contents = contents_of(prompt, dict.fromkeys(PICTURES, TOWER))
     return realm_of(prompt, question.tenant, contents), contents
 
@@ -253,6 +260,7 @@ def to_sequence(question: Question, number: int = 0, match: Match = NO_MATCH) ->
         thoughts=Thoughts(decode),
         stream=Reader(),  # type: ignore[arg-type]
         marks=Marks(0.0),
+        answered=question.answered,
         contents=contents,
         realm=realm,
         match=match,

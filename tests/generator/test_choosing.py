@@ -50,8 +50,8 @@ class Row:
 class Allowing:
     """A mask of these tokens, or one that breaks."""
 
-    def __init__(self, *token_ids: int, fails_in: str = "") -> None:
-        self._token_ids, self._fails_in = token_ids, fails_in
+    def __init__(self, *token_ids: int, fails_in: str = "", takes: int | None = None) -> None:
+        self._token_ids, self._fails_in, self._takes = token_ids, fails_in, takes
         self.accepted: list[int] = []
 
     def fill(self, words: torch.Tensor) -> None:
@@ -59,6 +59,11 @@ class Allowing:
             raise ZeroDivisionError
         for token_id in self._token_ids:
             words[0, token_id // 32] |= 1 << token_id % 32
+
+    def revise(self, token_id: int) -> int:
+        if self._fails_in == "revise":
+            raise ZeroDivisionError
+        return token_id if self._takes is None else self._takes
 
     def accept(self, token_id: int) -> None:
         if self._fails_in == "accept":
@@ -151,7 +156,19 @@ def test_masks_hold_for_their_own_rows_and_hear_what_was_chosen() -> None:
     assert [mask.accepted for mask in masks] == [[0], [1]]
 
 
-@pytest.mark.parametrize("way", ["fill", "accept"])
+def test_a_mask_may_take_another_token_than_was_drawn() -> None:
+    masks = [Allowing(0, 2, takes=0), Allowing(0, 2)]
+    free, revised, kept = Row(), Row(mask=masks[0]), Row(mask=masks[1])
+    for row in (free, revised, kept):
+        row.sampling = SamplingParams(num_logprobs=1)
+    step = chosen(([free, revised, kept], output([[0, 1, 9]] * 3)))
+    assert step.tokens == [(free, 2), (revised, 0), (kept, 2)]
+    assert [mask.accepted for mask in masks] == [[0], [2]]
+    assert revised.scores.chosen == pytest.approx(free.scores.chosen - 9)
+    assert revised.scores.top == free.scores.top, "the model still found the other one more probable"
+
+
+@pytest.mark.parametrize("way", ["fill", "revise", "accept"])
 def test_a_broken_mask_fails_its_own_row(way: str) -> None:
     free, broken = Row(), Row(mask=Allowing(0, 1, fails_in=way))
     step = chosen(([broken, free], output([[0, 1], [0, 1]])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from generator.letters import LetterPrompts, ask, ask_task, picture, user
@@ -190,3 +191,13 @@ def test_a_conversation_is_fitted_as_before() -> None:
     assert len(same.messages) < 21
     with pytest.raises(PromptTooLong, match=r"^even without earlier messages the prompt"):
         fit_request(request, LetterPrompts(), 5)
+
+
+def test_a_conversation_that_must_stay_whole_is_refused_instead_of_cut() -> None:
+    talk = tuple(says("user" if n % 2 == 0 else "assistant", f"number {n}") for n in range(5))
+    request = replace(ask(*talk, max_new_tokens=16), keeps_all=True)
+    length = len(LetterPrompts().build(talk).token_ids)
+    fitted = fit_request(request, LetterPrompts(), length + 7)
+    assert (fitted.messages, fitted.max_new_tokens) == (talk, 7)
+    with pytest.raises(PromptTooLong, match=rf"^the prompt has {length} tokens"):
+        fit_request(request, LetterPrompts(), length)

@@ -75,7 +75,7 @@ async def test_first_come_first_served(open_test_engine: Any, turnstile: Turnsti
     ("request_", "error"),
     [
         (ask("abc", temperature=-1.0), InvalidRequest),
-        (ask("abc", max_new_tokens=513), InvalidRequest),
+        (ask("abc", max_new_tokens=4097), InvalidRequest),
         (ask("z" * 400), PromptTooLong),
     ],
 )

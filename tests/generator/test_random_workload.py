@@ -62,7 +62,7 @@ def run(crowd: Crowd, num_steps: int, *, every: int) -> None:
     for number in range(num_steps):
         wanted = 10 if number // 60 % 2 else 3  # rush and lull
         while len(crowd.live) + len(crowd.preparing) < wanted and chance.random() < 0.6:
-            crowd.arrive(with_answer(crowd, any_question(chance, crowd.finished)))
+            crowd.arrive(cut(crowd, with_answer(crowd, any_question(chance, crowd.finished))))
         for index in reversed(range(len(crowd.preparing))):
             if chance.random() < 0.5:
                 (crowd.submit if chance.random() < 0.9 else crowd.give_up)(index)
@@ -81,6 +81,14 @@ def with_answer(crowd: Crowd, question: Question) -> Question:
         return question
     parts = (*known[0].parts, *crowd.expected(known[0]), *question.parts[-3:])
     return replace(question, parts=parts, max_new_tokens=8) if len(parts) < 60 else question
+
+
+def cut(crowd: Crowd, question: Question) -> Question:
+    """Some answers began elsewhere."""
+    if "broken" in question.parts or crowd.chance.random() < 0.75:
+        return question
+    whole = crowd.expected(question)
+    return replace(question, answered=tuple(whole[: crowd.chance.randrange(len(whole))])) if whole else question
 
 
 def leave(crowd: Crowd) -> None:
@@ -107,6 +115,7 @@ def test_any_workload(llama: Any, seed: int, num_slots: int, num_blocks: int, sh
     tally, shown = crowd.tally, crowd.runner.prefix.statistics()
     assert tally["finished"] > 60
     assert tally["broken"] > 0, "some had no finite numbers"
+    assert tally["gone on with"] > 5
     assert min(tally[f"cancelled in {stage}"] for stage in ("waiting", "prefill", "decode")) > 0
     assert tally["cancelled while encoding"] > 5
     assert tally["slots compared"] > 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,17 @@ def accept_all(answer: Sequence, *token_ids: int) -> list[Chunk | None]:
     return [answer.accept(token_id, frozenset({STOP_TOKEN}), now=3.0 + n) for n, token_id in enumerate(token_ids)]
 
 
+def content(chunk: Chunk | None) -> Chunk | None:
+    """Without what a chunk has because it is the first."""
+    return chunk and replace(chunk, usage=None, timings=None)
+
+
 def test_a_stop_token_ends_the_answer_and_is_not_part_of_it() -> None:
     first, second, last = accept_all(sequence(), 65, 66, STOP_TOKEN)
-    assert (first, second) == (Chunk(letters(65), 1), Chunk(letters(66), 1))
+    assert content(first) == Chunk(letters(65), 1, token_ids=(65,))
+    assert second == Chunk(letters(66), 1, token_ids=(66,))
     assert last is not None
-    assert (last.text, last.num_tokens, last.finish_reason) == ("", 0, "stop")
+    assert (last.text, last.num_tokens, last.token_ids, last.finish_reason) == ("", 0, (), "stop")
     assert last.usage is not None
     assert (last.usage.prompt_tokens, last.usage.image_tokens, last.usage.completion_tokens) == (4, 2, 2)
 
@@ -97,16 +104,35 @@ def test_times_are_told_apart() -> None:
     assert (timings.first_token_ms, timings.encode_source) == (2000, "memory")
 
 
+def test_the_first_chunk_says_what_was_used_up_to_there() -> None:
+    """And no other until the last: also where the first comes late, because text was held back."""
+    answer = sequence(stop=(letters(66, 90),))
+    nothing, first, second, last = accept_all(answer, 66, 67, 68, STOP_TOKEN)  # at 3, 4, 5 and 6 s
+    assert nothing is None
+    assert first is not None
+    assert first.finish_reason is None
+    assert first.usage is not None
+    assert (first.usage.prompt_tokens, first.usage.completion_tokens) == (4, 2)
+    assert first.timings is not None
+    assert (first.timings.first_token_ms, first.timings.decode_ms) == (2000, 1000)
+    assert second is not None
+    assert (second.usage, second.timings) == (None, None)
+    assert last is not None
+    assert last.usage == replace(first.usage, completion_tokens=3)
+    assert last.timings == replace(first.timings, decode_ms=3000)
+
+
 def test_a_stop_string_over_several_tokens() -> None:
     chunks = accept_all(sequence(stop=(letters(66, 67, 68),)), 65, 66, 67, 68)
-    assert chunks[:3] == [Chunk(letters(65), 1), None, None]
+    assert [content(chunk) for chunk in chunks[:3]] == [Chunk(letters(65), 1, token_ids=(65,)), None, None]
     assert chunks[3] is not None
     assert (chunks[3].text, chunks[3].num_tokens, chunks[3].finish_reason) == ("", 3, "stop")
+    assert chunks[3].token_ids == (66, 67, 68)
 
 
 def test_held_text_is_shown_when_it_turns_out_harmless() -> None:
     chunks = accept_all(sequence(stop=(letters(66, 67),)), 66, 65)
-    assert chunks == [None, Chunk(letters(66, 65), 2)]
+    assert [content(chunk) for chunk in chunks] == [None, Chunk(letters(66, 65), 2, token_ids=(66, 65))]
 
 
 @pytest.mark.parametrize("ending", [STOP_TOKEN, 67])
@@ -159,7 +185,7 @@ def obey_all(answer: Sequence, *steps: tuple[int, Ruling]) -> list[Chunk | None]
 def test_stop_tokens_are_the_rules_business() -> None:
     answer = sequence()
     first, last = obey_all(answer, (STOP_TOKEN, Ruling(token_id=STOP_TOKEN)), (65, Ruling(is_last=True)))
-    assert first == Chunk(letters(STOP_TOKEN), 1)
+    assert content(first) == Chunk(letters(STOP_TOKEN), 1, token_ids=(STOP_TOKEN,))
     assert last is not None
     assert (last.text, last.num_tokens, last.finish_reason) == ("", 0, "stop")
     assert last.usage is not None
@@ -207,9 +233,9 @@ def test_found_things_come_at_once_also_with_the_last_step() -> None:
         (71, Ruling(is_last=True, found=box)),
     ]
     first, second, last = obey_all(sequence(), *steps)
-    assert (first, second) == (Chunk("", 1, found=(point,)), None)
+    assert (content(first), second) == (Chunk("", 1, found=(point,), token_ids=(71,)), None)
     assert last is not None
-    assert (last.found, last.num_tokens, last.finish_reason) == ((box,), 1, "stop")
+    assert (last.found, last.num_tokens, last.token_ids, last.finish_reason) == ((box,), 1, (71,), "stop")
 
 
 def test_thoughts_end_before_the_answer_begins() -> None:
@@ -225,7 +251,13 @@ def test_thoughts_end_before_the_answer_begins() -> None:
     ]
     chunks = obey_all(sequence(decode=to_utf8), *steps)
     rest = "\N{REPLACEMENT CHARACTER}"
-    assert chunks[:-1] == [Chunk("", 1, thought="h"), None, None, Chunk("", 3, thought=rest), Chunk("a", 1)]
+    assert [content(chunk) for chunk in chunks[:-1]] == [
+        Chunk("", 1, thought="h", token_ids=(ord("h"),)),
+        None,
+        None,
+        Chunk("", 3, thought=rest, token_ids=(0xF0, ord(" "), ord(" "))),
+        Chunk("a", 1, token_ids=(ord("a"),)),
+    ]
     assert chunks[-1] is not None
     assert chunks[-1].grounding == (Grounding(1, 2, (point,)),)
 
@@ -261,10 +293,10 @@ def test_log_probabilities_go_with_their_tokens() -> None:
         chosen = Alternative(token_id, letters(token_id), -0.5)
         return TokenLogprob(chosen, (chosen, Alternative(1, letters(1), -2.0)))
 
-    assert chunks[:3] == [
-        Chunk(letters(5), 1, logprobs=(logprob(5),)),
+    assert [content(chunk) for chunk in chunks[:3]] == [
+        Chunk(letters(5), 1, logprobs=(logprob(5),), token_ids=(5,)),
         None,
-        Chunk(letters(6, 8), 2, logprobs=(logprob(6), logprob(8))),
+        Chunk(letters(6, 8), 2, logprobs=(logprob(6), logprob(8)), token_ids=(6, 8)),
     ]
     assert chunks[3] is not None
     assert (chunks[3].text, chunks[3].logprobs) == ("", ())

@@ -28,12 +28,24 @@ async def test_nothing_of_a_chunk_is_lost_when_they_become_one() -> None:
     point, box, about = Point(0.1, 0.2), Box(0, 0, 1, 1), Grounding(0, 2, (Point(0, 0),))
     logprobs = tuple(TokenLogprob(Alternative(number, "x", -1.0)) for number in range(3))
     stream.push(Chunk("", 1, thought="a"))
-    stream.push(Chunk("", 2, thought="b", found=(point,)))
-    stream.push(Chunk("c", 1, found=(box, point), logprobs=logprobs[:1]))
-    stream.push(Chunk("d", 2, "length", USAGE, TIMINGS, grounding=(about,), logprobs=logprobs[1:]))
-    whole = Chunk("cd", 6, "length", USAGE, TIMINGS, "ab", (point, box, point), (about,), logprobs)
+    stream.push(Chunk("", 2, thought="b", found=(point,), token_ids=(7, 3)))
+    stream.push(Chunk("c", 1, found=(box, point), logprobs=logprobs[:1], token_ids=(7,)))
+    stream.push(Chunk("d", 2, "length", USAGE, TIMINGS, grounding=(about,), logprobs=logprobs[1:], token_ids=(1, 9)))
+    ids = (7, 3, 7, 1, 9)
+    whole = Chunk("cd", 6, "length", USAGE, TIMINGS, "ab", (point, box, point), (about,), logprobs, ids)
     assert await stream.next_chunk() == whole
     assert {field.name for field in fields(Chunk) if getattr(whole, field.name)} == {f.name for f in fields(Chunk)}
+
+
+async def test_what_was_used_is_of_all_up_to_there() -> None:
+    stream = AnswerStream()
+    early_usage, early_timings = Usage(1, 0, 0, 1), Timings(1, 0, 0, 0, 1)
+    stream.push(Chunk("a", 1, None, early_usage, early_timings))
+    stream.push(Chunk("b", 1))
+    assert await stream.next_chunk() == Chunk("ab", 2, None, Usage(1, 0, 0, 2), early_timings)
+    stream.push(Chunk("a", 1, None, early_usage, early_timings))
+    stream.push(Chunk("b", 1, "stop", USAGE, TIMINGS))
+    assert await stream.next_chunk() == Chunk("ab", 2, "stop", USAGE, TIMINGS)
 
 
 async def test_a_reader_in_time_gets_each() -> None:

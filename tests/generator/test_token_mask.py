@@ -36,6 +36,11 @@ class Digits:
         for token_id in DIGITS if self._left else [STOP]:
             words[0, token_id // 32] |= 1 << token_id % 32
 
+    def revise(self, token_id: int) -> int:
+        if self._num_seen == 3 and self._way == "revise":
+            raise ZeroDivisionError("a fault of its own")
+        return token_id
+
     def accept(self, token_id: int) -> None:
         self._num_seen += 1
         if self._num_seen == 4 and self._way == "accept":
@@ -54,7 +59,7 @@ def open_masked(open_test_engine: Any) -> OpenMasked:
     """An engine with masks for the requests of these ids."""
 
     def open_engine(masks: dict[str, Any], **config: Any) -> Any:
-        return open_test_engine(open_mask=lambda request: masks.get(request.request_id), **config)
+        return open_test_engine(open_mask=lambda request, max_new_tokens: masks.get(request.request_id), **config)
 
     return open_engine
 
@@ -83,6 +88,9 @@ def test_bits_are_read_as_they_are_packed(vocab_size: int, seed: int) -> None:
             packed = sum(bits.view(-1, 32)[:, place].long() << place for place in range(32))
             assert isinstance(packed, torch.Tensor)
             words[0] = packed.int()
+
+        def revise(self, token_id: int) -> int:
+            return token_id
 
         def accept(self, token_id: int) -> None: ...
 
@@ -136,6 +144,7 @@ async def test_a_stop_token_must_be_allowed(open_masked: OpenMasked) -> None:
     [
         ("fill", RetinaError, "its log says why"),
         ("accept", RetinaError, "its log says why"),
+        ("revise", RetinaError, "its log says why"),
         ("refuse", InvalidRequest, "a fourth time"),
         ("dead end", InvalidRequest, "the grammar allows nothing after 3 tokens"),
     ],

@@ -12,8 +12,9 @@ import pytest
 import ray.exceptions
 from ray.serve.exceptions import BackPressureError
 
-from deployments.errors import DeadlineExceeded, Overloaded, PartUnavailable, UnknownModel
+from deployments.errors import DeadlineExceeded, Overloaded, PartUnavailable, RecordNotFound, UnknownModel
 from deployments.handles import DIRECTLY, RayGenerator, RayParts, RaySessionRouter, RayVisionEncoder, ray_errors_as_ours
+from deployments.record_types import Record
 from deployments.types import (
     Chunk,
     EncodeRequest,
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.ray
 OUTCOME = TurnOutcome(Turn("public", "s", "lease", "smolvlm", (), "key"), "answer")
 REQUEST = GenerateRequest("r", "public", (), SamplingParams(), 10, "session-key")
 IMAGE = ImageRef("a" * 64, 1, 1, 1, "image/png")
+RECORD = Record("response", "r", 1, "{}")
 
 
 class Response:
@@ -68,8 +70,8 @@ class Handle:
     def __getattr__(self, name: str) -> Handle:
         return self
 
-    def remote(self, *args: object) -> Response:
-        self.asked.append(args)
+    def remote(self, *args: object, **named: object) -> Response:
+        self.asked.append((*args, named) if named else args)
         self.responses.append(self._kind(self._works.pop(0)))
         return self.responses[-1]
 
@@ -120,6 +122,43 @@ async def test_storing_is_no_child_of_the_request() -> None:
 
     assert await RaySessionRouter(Handle(look), 1).close_turn(OUTCOME) == 2
     assert seen == ["none"]
+
+
+RECORD_CALLS: dict[str, tuple[Callable[[RaySessionRouter], Any], object]] = {
+    "put_record": (lambda router: router.put_record("public", RECORD), None),
+    "record": (lambda router: router.record("public", "response", "r"), RECORD),
+    "records": (lambda router: router.records("public", "response", 2, "q", oldest_first=True), (RECORD,)),
+}
+
+
+@pytest.mark.parametrize("name", RECORD_CALLS)
+async def test_storing_and_reading_records_ride_out_a_restart(name: str) -> None:
+    call, reply = RECORD_CALLS[name]
+    handle = Handle(raising(ray.exceptions.RayActorError()), giving(reply))
+    assert await call(RaySessionRouter(handle, 1)) == reply
+    assert handle.asked[0] == handle.asked[1]
+    assert len(handle.responses) == 2
+
+
+async def test_pages_of_records_are_asked_for_as_they_were_here() -> None:
+    handle = Handle(giving(()))
+    await RaySessionRouter(handle, 1).records("public", "file", 2, "q", oldest_first=True)
+    assert handle.asked == [("public", "file", 2, "q", {"oldest_first": True})]
+
+
+async def test_a_deletion_is_not_repeated_into_not_found() -> None:
+    """The first one may have happened although its reply was lost."""
+    handle = Handle(raising(ray.exceptions.RayActorError()), raising(RecordNotFound("there is no response 'r'")))
+    with pytest.raises(PartUnavailable):
+        await RaySessionRouter(handle, 1).delete_record("public", "response", "r")
+    assert len(handle.responses) == 1
+    assert await RaySessionRouter(Handle(giving(RECORD)), 1).delete_record("public", "response", "r") == RECORD
+
+
+async def test_a_record_that_is_not_there_is_not_asked_for_again() -> None:
+    handle = Handle(raising(RecordNotFound("there is no response 'r'", "response_id")))
+    with pytest.raises(RecordNotFound):
+        await RaySessionRouter(handle, 1).record("public", "response", "r")
 
 
 async def test_a_call_that_we_cancel_is_cancelled_there_and_stays_cancelled() -> None:

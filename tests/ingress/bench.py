@@ -18,6 +18,7 @@ from PIL import Image
 
 from deployments.config import RetinaConfig
 from deployments.errors import SessionNotFound
+from deployments.ingress.services import Services
 from deployments.ingress.task_types import TaskEvent, TaskInput
 from deployments.ingress.tasks import Tasks
 from deployments.ingress.tenants import PUBLIC_TENANT
@@ -76,6 +77,7 @@ class Bench:
     parts: FixedParts
     app: FastAPI
     client: httpx.AsyncClient  # buffers whole replies; for anything about time or leaving use `serving`
+    services: Services
 
     async def ask(self, message: str = "Hello", **fields: object) -> httpx.Response:
         return await self.client.post("/chat", json={"message": message, **fields})
@@ -91,7 +93,10 @@ BuildBench = Callable[..., Bench]  # generator, wrap_router, metrics, and sectio
 @contextlib.asynccontextmanager
 async def serving(app: FastAPI) -> AsyncIterator[str]:
     """The address of a real server for the app."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    # asyncio turns Nagle's algorithm off where it is told that a socket speaks TCP; replies wait 40 ms otherwise.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         running = asyncio.create_task(server.serve(sockets=[listener]))
         try:
@@ -137,8 +142,10 @@ async def asking(address: str, path: str = "/chat", **fields: object) -> AsyncIt
 
 
 def parse_events(body: str) -> Iterator[tuple[str, dict[str, object]]]:
-    for block in body.strip().split("\n\n"):
-        name, data = block.split("\n")
+    """Names and bodies; asserts that ids run from 0."""
+    for index, block in enumerate(body.strip().split("\n\n")):
+        name, data, number = block.split("\n")
+        assert number == f"id: {index}"
         yield name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
 
 

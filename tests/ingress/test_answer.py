@@ -10,7 +10,7 @@ from ingress.bench import ScriptedGenerator
 
 from deployments.errors import DeadlineExceeded, PartUnavailable
 from deployments.ingress import answer as answers
-from deployments.ingress.answer import Answer, ending_of, find_event, open_answer
+from deployments.ingress.answer import Answer, Stopped, ending_of, find_event, open_answer
 from deployments.ingress.deadline import Deadline
 from deployments.types import Chunk, GenerateRequest, SamplingParams, Timings, Usage
 
@@ -138,3 +138,37 @@ async def test_an_event_of_a_kind_closes_the_others() -> None:
     assert closed == [True]
     with pytest.raises(AssertionError, match="float"):
         await find_event(float, events())
+
+
+async def test_stopped_from_outside() -> None:
+    cancelled = asyncio.Event()
+
+    async def hanging() -> AsyncGenerator[Chunk, None]:
+        try:
+            yield Chunk("half", 1)
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    answer = Answer(hanging(), later())
+    await answer.next_chunk()
+    waiting = asyncio.create_task(answer.next_chunk())
+    await asyncio.sleep(0)
+    answer.stop()
+    with pytest.raises(Stopped):
+        await waiting
+    with pytest.raises(Stopped):
+        await answer.next_chunk()
+    await answer.end()
+    assert cancelled.is_set()
+
+
+async def test_asked_in_another_way() -> None:
+    async def twice(generator: ScriptedGenerator, request: GenerateRequest, deadline: Deadline):  # type: ignore[no-untyped-def]
+        yield Chunk("first ", 1)
+        async for chunk in generator.stream(request):
+            yield chunk
+
+    answer = open_answer({"m": ScriptedGenerator((LAST,))}, "m", REQUEST, later(), twice)  # type: ignore[arg-type]
+    assert [(await answer.next_chunk()).text for _ in range(2)] == ["first ", "end"]
+    await answer.end()

@@ -8,10 +8,30 @@ import sys
 
 import httpx
 import pytest
-from ingress.bench import Bench, error_of, picture, serving
+from ingress.bench import Bench, picture, serving
 
 ROUTES = {
     ("post", "/chat"),
+    ("get", "/chat/streams/{stream_id}"),
+    ("post", "/chat/streams/{stream_id}/stop"),
+    ("post", "/v1/chat/completions"),
+    ("post", "/v1/responses"),
+    ("get", "/v1/responses/{response_id}"),
+    ("delete", "/v1/responses/{response_id}"),
+    ("post", "/v1/responses/{response_id}/cancel"),
+    ("get", "/v1/responses/{response_id}/input_items"),
+    ("post", "/v1/conversations"),
+    ("get", "/v1/conversations/{conversation_id}"),
+    ("post", "/v1/conversations/{conversation_id}"),
+    ("delete", "/v1/conversations/{conversation_id}"),
+    ("get", "/v1/conversations/{conversation_id}/items"),
+    ("get", "/v1/models"),
+    ("get", "/v1/models/{model}"),
+    ("post", "/v1/files"),
+    ("get", "/v1/files"),
+    ("get", "/v1/files/{file_id}"),
+    ("delete", "/v1/files/{file_id}"),
+    ("get", "/v1/files/{file_id}/content"),
     ("post", "/caption"),
     ("post", "/query"),
     ("post", "/detect"),
@@ -106,33 +126,6 @@ async def test_the_examples_of_openapi_are_taken(bench: Bench) -> None:
         for example in schema["examples"]:
             reply = await bench.client.post(path, json={**example, "image_id": image_id})
             assert reply.status_code == 200, reply.text
-
-
-async def test_the_page_takes_nothing_from_elsewhere(bench: Bench) -> None:
-    page = await bench.client.get("/")
-    assert page.headers["content-type"].startswith("text/html")
-    policy = page.headers["content-security-policy"]
-    assert policy.startswith("default-src 'none';")
-    assert "unsafe" not in policy
-    names = re.findall(r'(?:src|href)="(ui/[^"]+)"', page.text)
-    assert len(names) == 2
-    for name in names:
-        file = await bench.client.get(f"/{name}")
-        assert file.status_code == 200
-        assert file.headers["content-security-policy"] == policy
-        assert not re.search(r"https?://|innerHTML|insertAdjacentHTML|eval\(|document\.write", file.text)
-    assert not re.search(r"https?://|style=|<script>|\son[a-z]+=", page.text)
-
-
-async def test_the_page_refers_to_its_own_elements(bench: Bench) -> None:
-    page, script = (await bench.client.get("/")).text, (await bench.client.get("/ui/app.js")).text
-    used = set(re.findall(r'byId\("(\w+)"\)', script)) | {"messages", "status", "form", "question", "file"}
-    assert used <= set(re.findall(r'id="(\w+)"', page))
-
-
-async def test_the_page_serves_its_own_files_only(bench: Bench) -> None:
-    for name in ("other.js", "..%2Fapp.py", "%2Fetc%2Fpasswd"):
-        error_of(await bench.client.get(f"/ui/{name}"), 404, "not_found")
 
 
 async def test_it_starts_and_stops(bench: Bench) -> None:

@@ -16,6 +16,7 @@ REPLY_KEYS = {
     "session_id",
     "conversation_length",
     "usage",
+    "cost",
     "timings",
     "finish_reason",
 }

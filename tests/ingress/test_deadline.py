@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deployments.ingress.deadline import Watch
+from deployments.ingress.deadline import Deadline, Watch
 
 
 async def hang() -> None:
@@ -137,3 +137,33 @@ async def test_each_wait_may_be_in_another_task() -> None:
 
 async def _wait(watch: Watch, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
     await watch.wait(begin)
+
+
+# ------------------------------------------------------------------------------------- ended from outside
+
+
+async def test_ended_now_the_wait_under_way_raises() -> None:
+    watch = Watch(at_s=now_s() + 100)
+    waiting = asyncio.create_task(watch.wait(hang))
+    await asyncio.sleep(0)
+    watch.end_now()
+    watch.end_now()
+    with pytest.raises(TimeoutError):
+        await waiting
+    assert waiting.cancelling() == 0
+    watch.close()
+
+
+async def test_ended_now_nothing_is_begun() -> None:
+    watch = Watch(each_s=100)
+    watch.end_now()
+    with pytest.raises(TimeoutError):
+        await watch.wait(hang)
+    watch.close()
+
+
+async def test_a_deadline_with_so_much_left() -> None:
+    deadline = Deadline.of("turn", 100)
+    assert 4 < deadline.with_left(5).left_s <= 5
+    assert deadline.with_left(-1).left_s == 0
+    assert deadline.with_left(5).timeout_s == 100

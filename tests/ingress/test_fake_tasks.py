@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from deployments.errors import InvalidRequest
 from deployments.fakes import FakeGenerator
 from deployments.types import (
     Box,
@@ -11,6 +15,7 @@ from deployments.types import (
     Chunk,
     DetectTask,
     GenerateRequest,
+    Grammar,
     ImagePart,
     ImageRef,
     Message,
@@ -97,6 +102,20 @@ async def test_places_follow_from_the_picture_and_lie_in_it() -> None:
     assert numbers == {1, 2, 3, 4, 5}
 
 
+@pytest.mark.parametrize(
+    ("task", "refused"),
+    [
+        (QueryTask("What?"), {"answered": (0,)}),
+        (DetectTask("circle"), {"answered": (0,)}),
+        (PointTask("circle"), {"sampling": SamplingParams(grammar=Grammar("json_object"))}),
+    ],
+)
+async def test_what_tasks_have_not(task: Task, refused: dict[str, Any]) -> None:
+    request = GenerateRequest("r", "public", (Message("user", ()),), SamplingParams(), 10.0, task=task)
+    with pytest.raises(InvalidRequest):
+        await anext(FakeGenerator().stream(replace(request, **refused)))
+
+
 @pytest.mark.parametrize("task", [DetectTask("circle", 2), PointTask("circle", 2)])
 async def test_at_most_max_objects(task: Task) -> None:
     numbers = {sum(len(chunk.found) for chunk in await do(task, image)) for image in IMAGES}
@@ -113,7 +132,8 @@ async def test_without_a_picture_nothing_is_found() -> None:
 )
 async def test_only_the_last_chunk_has_the_end(task: Task) -> None:
     *chunks, last = await do(task)
-    assert all((c.finish_reason, c.usage, c.timings, c.grounding) == (None, None, None, ()) for c in chunks)
+    assert all((c.finish_reason, c.grounding) == (None, ()) for c in chunks)
+    assert all((c.usage, c.timings) == (None, None) for c in chunks[1:])
     assert last.finish_reason == "stop"
     assert last.usage is not None
     assert last.timings is not None

@@ -13,7 +13,7 @@ async def test_the_history_of_a_session(bench: Bench) -> None:
     await bench.client.post("/chat", data=form, files={"image": picture()})
     reply = await bench.client.get("/chat/history/your-session-id")
     body = reply.json()
-    assert set(body) == {"session_id", "history", "length"}
+    assert set(body) == {"session_id", "history", "length", "image_id"}
     assert (body["session_id"], body["length"]) == ("your-session-id", 2)
     question, answer = body["history"]
     assert set(question) == {"role", "content", "timestamp"}
@@ -23,6 +23,28 @@ async def test_the_history_of_a_session(bench: Bench) -> None:
     assert len(question["content"]) == 2
     assert (answer["role"], answer["content"][0]["type"]) == ("assistant", "text")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", question["timestamp"])
+
+
+async def test_the_picture_of_a_session(bench: Bench) -> None:
+    async def image_id() -> str | None:
+        return (await bench.client.get("/chat/history/s")).json()["image_id"]
+
+    async def ask(image: bytes | None = None) -> None:
+        files = {"image": image} if image is not None else None
+        reply = await bench.client.post("/chat", data={"message": "Hm?", "session_id": "s"}, files=files)
+        assert reply.status_code == 200, reply.text
+
+    await ask()
+    assert await image_id() is None
+    first, second = picture(), picture(size=(20, 20))
+    await ask(first)
+    await ask()
+    assert (await bench.client.get(f"/images/{await image_id()}")).content == first
+    await ask(second)
+    assert (await bench.client.get(f"/images/{await image_id()}")).content == second
+    for _ in range(12):
+        await ask()
+    assert (await bench.client.get(f"/images/{await image_id()}")).content == second  # its message is long gone
 
 
 async def test_at_most_twenty_messages(bench: Bench) -> None:
@@ -51,7 +73,7 @@ async def test_the_list(bench: Bench) -> None:
     by_id = {session["session_id"]: session for session in body["sessions"]}
     updated = by_id["b"].pop("updated")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", updated)
-    assert by_id["b"] == {"session_id": "b", "length": 2, "has_image": True, "model": "fake"}
+    assert by_id["b"] == {"session_id": "b", "length": 2, "has_image": True, "model": "fake", "title": "x"}
     assert by_id["a"]["has_image"] is False
 
 

@@ -11,6 +11,7 @@ from ingress.bench import BuildBench, error_of, picture
 
 from deployments.config import ImageConfig, RetinaConfig, parse_config
 from deployments.errors import ImageNotFound, Overloaded, PartUnavailable
+from deployments.images.check import check_image
 from deployments.images.stores.memory import MemoryImageStore
 from deployments.ingress import pictures
 from deployments.ingress.pictures import PictureIntake
@@ -151,3 +152,26 @@ async def test_clients_are_told_to_come_back(build_bench: BuildBench, slow_check
     slow_check.going_on.release(2)
     for task in under_way:
         assert (await task).status_code == 201  # type: ignore[attr-defined]
+
+
+async def test_what_is_stored_already_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[bytes] = []
+
+    def check(data: bytes, limits: ImageConfig, secret: bytes) -> StoredImage:
+        checked.append(data)
+        return check_image(data, limits, secret)
+
+    monkeypatch.setattr(pictures, "check_image", check)
+    store = MemoryImageStore(1_000_000)
+    intake = build_intake(2, 8, store)
+    first, other = picture(), picture(size=(9, 9))
+    ref = await intake.add("one", first)
+    assert await intake.add("one", first) == ref
+    await intake.add("one", other)
+    assert checked == [first, other]
+    assert (await intake.add("two", first)).id != ref.id  # of another tenant it is not known
+    await intake.delete("one", ref.id)
+    assert await intake.add("one", first) == ref
+    assert (await store.get("one", ref.id)).data == first
+    assert checked == [first, other, first, first]
+    intake.close()

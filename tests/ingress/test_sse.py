@@ -46,7 +46,7 @@ class Piece(BaseModel):
 
 @given(st.text() | st.text(alphabet=st.characters(max_codepoint=0xFF)))
 def test_a_piece_of_text_is_encoded_as_any_other_event(text: str) -> None:
-    assert encode_text("chunk", text) == encode_event("chunk", Piece(text=text))
+    assert encode_text("chunk", text, "7") == encode_event("chunk", Piece(text=text), "7")
 
 
 async def test_an_answer_of_one_word(bench: Bench) -> None:

@@ -186,7 +186,7 @@ async def test_a_store_that_fails_is_not_a_picture_that_is_gone(bench: Bench, mo
 
 
 async def test_more_tokens_than_the_model_gives_are_refused(bench: Bench) -> None:
-    with pytest.raises(InvalidRequest, match="at most 512") as caught:
-        await bench.turns.reply(turn(sampling=SamplingWish(max_new_tokens=513)))
+    with pytest.raises(InvalidRequest, match="at most 4096") as caught:
+        await bench.turns.reply(turn(sampling=SamplingWish(max_new_tokens=4097)))
     assert caught.value.param == "max_new_tokens"
     assert await open_turns(bench) == 0

@@ -10,7 +10,7 @@ from ingress.vision_bench import ASKED, MIXED, post_all
 from deployments.fakes import FakeGenerator, FakeVisionEncoder
 from deployments.types import CaptionTask, DetectTask, GenerateRequest, PointTask, QueryTask, Task
 
-MADE_KEYS = {"model_used", "request_id", "image_id", "finish_reason", "usage", "timings"}
+MADE_KEYS = {"model_used", "request_id", "image_id", "finish_reason", "usage", "cost", "timings"}
 ANSWERS = {"/caption": "caption", "/query": "answer", "/detect": "objects", "/point": "points"}
 
 

@@ -53,7 +53,7 @@ async def test_pieces_arrive_while_the_answer_is_made(build_bench: BuildBench, s
     async with asyncio.timeout(PATIENCE_S), serving(bench.app) as address, asking(address, "/query", **asked) as reader:
         await gate.reached.wait()
         if stream:
-            await reader.readuntil(b'event: chunk\ndata: {"text":" asked:"}\n\n')
+            await reader.readuntil(b'event: chunk\ndata: {"text":" asked:"}\nid: 2\n\n')
         gate.opened.set()
         await reader.readuntil(b'"answer":"You asked: \\"Hello you\\"."')
 

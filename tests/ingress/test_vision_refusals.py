@@ -78,7 +78,7 @@ async def test_unknown_pictures(bench: Bench, path: str, image_id: str) -> None:
     [
         ("/caption", {"prompt": " "}),
         ("/caption", {"prompt": "x", "length": "long"}),
-        ("/detect", {"object": "x" * 16_001}),
+        ("/detect", {"object": "x" * 64_001}),
         ("/point", {"model": "none"}),
         ("/point", {"model": "other"}),
     ],
@@ -127,7 +127,7 @@ async def test_a_skill_that_no_model_has(build_bench: BuildBench, path: str, mod
 
 @pytest.mark.parametrize("path", ["/caption", "/query"])
 async def test_more_than_the_model_gives(bench: Bench, path: str) -> None:
-    for fields, said in (({"max_new_tokens": 100_000}, "at most 512"), ({"stop": "x" * 257}, "at most 256")):
+    for fields, said in (({"max_new_tokens": 100_000}, "at most 4096"), ({"stop": "x" * 257}, "at most 256")):
         image_id = await upload(bench)
         for stream in (False, True):
             reply = await bench.client.post(

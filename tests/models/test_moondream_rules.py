@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from deployments.models.family import Prompt
+from deployments.models.family import Prompt, ResumableRules
 from deployments.models.moondream_config import RegionSizes
 from deployments.models.moondream_modules import Region
 from deployments.models.moondream_rules import open_rules
@@ -55,6 +55,22 @@ def test_texts_end_with_the_end_token(region: Region, task: Task | None) -> None
     assert list(rules.banned_token_ids()) == [ANSWER]
     assert rules.accept(WORD, hidden()).token_id == WORD
     assert rules.accept(EOS, hidden()).is_last
+
+
+def test_what_was_answered_before_is_a_beginning(region: Region) -> None:
+    fresh, resumed = rules_of(region, None), rules_of(region, None)
+    assert isinstance(resumed, ResumableRules)
+    resumed.resume(())
+    assert resumed.banned_token_ids() == fresh.banned_token_ids() == ()
+    fresh.accept(50, hidden())
+    resumed.resume((50,))
+    assert list(resumed.banned_token_ids()) == list(fresh.banned_token_ids()) == [CURRENT.answer_id]
+
+
+def test_points_and_thoughts_are_not_gone_on_with(region: Region) -> None:
+    """They follow from hidden states, which nobody kept."""
+    for task in (DetectTask("cat"), PointTask("cat"), QueryTask("why?", reasoning=True)):
+        assert not isinstance(rules_of(region, task), ResumableRules)
 
 
 def test_old_revisions_ban_nothing(region: Region) -> None:

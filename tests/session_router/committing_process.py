@@ -1,4 +1,4 @@
-"""A process of its own that commits turns until it is killed, and says which it was told are stored."""
+"""A process of its own that commits turns with records until it is killed, and says which it was told are stored."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import sys
 
 from deployments.config import parse_config
+from deployments.record_types import Record
 from deployments.session_router.service import open_router
 from deployments.types import TurnOutcome, TurnRequest, Usage
 
@@ -16,7 +17,8 @@ async def main(folder: str, session_id: str) -> None:
     for number in itertools.count():
         turn = await router.open_turn(TurnRequest("request", "tenant", session_id, f"question {number}"))
         answer = f"answer {number} " + "x" * 50_000  # many pages of the file: a torn write would show
-        await router.close_turn(TurnOutcome(turn, answer, Usage(1, 0, 0, 1)))
+        record = Record("response", f"{session_id}-{number}", number, "x" * 50_000)
+        await router.close_turn(TurnOutcome(turn, answer, Usage(1, 0, 0, 1), (record,)))
         print(number, flush=True)
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from deployments.config import RetinaConfig, parse_config
+from deployments.record_types import Record
 from deployments.session_router.service import Router, open_router
 from deployments.session_router.stores import SessionStore
 from deployments.session_router.stores.disk import DiskSessionStore
 from deployments.session_router.stores.memory import MemorySessionStore
-from deployments.types import ImageRef, Turn, TurnOutcome, TurnRequest, Usage
+from deployments.types import ImageRef, Message, Turn, TurnOutcome, TurnRequest, Usage
 
 # Every store joins the contract by standing here: kind -> open it for a folder of its own.
 STORES: dict[str, Callable[[Path], SessionStore]] = {
@@ -95,8 +96,12 @@ class Client:
     async def open(self, session_id: str | None, text: str = "hello", **fields: object) -> Turn:
         return await self.router.open_turn(TurnRequest("request", self.tenant, session_id, text, **fields))
 
-    async def close(self, turn: Turn, answer: str | None = "fine") -> int:
-        return await self.router.close_turn(TurnOutcome(turn, answer, Usage(3, 2, 1, 1)))
+    async def ask(self, session_id: str | None, *messages: Message, **fields: object) -> Turn:
+        """Opens a turn of several messages."""
+        return await self.router.open_turn(TurnRequest("request", self.tenant, session_id, input=messages, **fields))
+
+    async def close(self, turn: Turn, answer: str | None = "fine", *records: Record) -> int:
+        return await self.router.close_turn(TurnOutcome(turn, answer, Usage(3, 2, 1, 1), records))
 
     async def say(self, session_id: str | None, text: str = "hello", answer: str = "fine", **fields: object) -> int:
         return await self.close(await self.open(session_id, text, **fields), answer)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from deployments.config import parse_config
 from deployments.errors import PartUnavailable, SessionBusy
+from deployments.record_types import Record
 from deployments.session_router.service import Router
 from deployments.session_router.stores import Change, SessionKey, StoredSession
 from deployments.session_router.stores.memory import MemorySessionStore
@@ -194,13 +195,18 @@ class SlowStore(MemorySessionStore):
         self.before.set()
         self.after.set()
 
-    async def update(self, key: SessionKey, decide: Callable[[StoredSession | None], StoredSession | None]) -> Change:
+    async def update(
+        self,
+        key: SessionKey,
+        decide: Callable[[StoredSession | None], StoredSession | None],
+        records: Sequence[Record] = (),
+    ) -> Change:
         self.num_arrived.release()
         self.num_updates += 1
         await self.before.wait()
         if self.is_broken:
             raise PartUnavailable("broken")
-        change = await super().update(key, decide)
+        change = await super().update(key, decide, records)
         await self.after.wait()
         return change
 

@@ -52,6 +52,7 @@ async def test_a_killed_process_loses_nothing_it_acknowledged(committing, tmp_pa
         rest = process.stdout.read().split()
         acknowledged.append(int(rest[-1]) if rest else 4 + 3 * index)
     router = open_router(parse_config({"models": [{"name": "alpha", "family": "fake"}], "data_dir": str(tmp_path)}))
+    records = await router.records("tenant", "response", 100_000, oldest_first=True)
     for index, last in enumerate(acknowledged):
         messages = await router.history("tenant", f"session-{index}")
         numbers = [int(message.text.split()[1]) for message in messages]
@@ -62,6 +63,8 @@ async def test_a_killed_process_loses_nothing_it_acknowledged(committing, tmp_pa
         assert all(message.text.endswith("x" * 50_000) for message in messages[1::2])
         stored = await router._store.read(SessionKey("tenant", f"session-{index}"))
         assert from_bytes(stored.conversation).usage.prompt_tokens == numbers[-1] + 1, "no turn was counted twice"
+        recorded = [int(each.created_s) for each in records if each.id.startswith(f"session-{index}-")]
+        assert recorded == list(range(numbers[-1] + 1)), "each answer has its record, and no record is without answer"
     await router.close()
 
 
@@ -120,7 +123,7 @@ async def test_another_format_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "sessions.sqlite") as database:
         database.execute("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(StartupError, match="has format 7; this version reads format 1"):
+    with pytest.raises(StartupError, match="has format 7; this version reads formats 1 to 2"):
         DiskSessionStore(tmp_path)
 
 

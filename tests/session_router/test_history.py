@@ -17,9 +17,10 @@ from deployments.session_router.history import (
     to_bytes,
     to_prompt,
     to_timestamp,
-    with_exchange,
+    to_title,
+    with_answer,
 )
-from deployments.types import ImagePart, ImageRef, Message, TextPart, Usage
+from deployments.types import ImagePart, ImageRef, Message, Part, TextPart, Usage
 
 NOON_S = 1_735_732_800.0
 
@@ -50,8 +51,8 @@ def speak(turns: list[Spoken], max_messages: int) -> tuple[list[tuple[Message, .
     kept: tuple[Message, ...] = ()
     prompts = []
     for turn in turns:
-        prompts.append(to_prompt(kept, turn.question, max_messages))
-        kept = with_exchange(kept, turn.question, turn.answer, max_messages)
+        prompts.append(to_prompt(kept, (turn.question,), max_messages))
+        kept = with_answer(prompts[-1], turn.answer)
     return prompts, kept
 
 
@@ -89,7 +90,7 @@ def test_prompts_leave_room_for_the_answer() -> None:
 
 def test_a_lowered_limit_trims_what_was_kept_under_the_old_one() -> None:
     _, kept = speak([Spoken(0, True)] + [Spoken(number, False) for number in range(1, 10)], max_messages=20)
-    prompt = to_prompt(kept, Spoken(10, False).question, max_messages=4)
+    prompt = to_prompt(kept, (Spoken(10, False).question,), max_messages=4)
     assert [message.text for message in prompt] == ["question 9", "answer 9", "question 10"]
     assert prompt[0].images == (picture(0),)
 
@@ -98,6 +99,91 @@ def test_a_new_picture_takes_the_old_one_away_and_leaves_its_text() -> None:
     _, kept = speak([Spoken(0, True), Spoken(1, True)], max_messages=20)
     assert kept[0].content == (TextPart("question 0"),)
     assert kept[2].content == (ImagePart(picture(1)), TextPart("question 1"))
+
+
+# ------------------------------------------------------------------------------- several messages at once
+
+
+def said(role: str, text: str, *numbers: int) -> Message:
+    """With the pictures of these numbers before the text."""
+    parts: tuple[Part, ...] = (*(ImagePart(picture(number)) for number in numbers), TextPart(text))
+    return Message(role, parts)  # type: ignore[arg-type]
+
+
+earlier = st.tuples(st.sampled_from(["user", "assistant"]), st.integers(0, 2))
+inputs = st.tuples(st.lists(earlier, max_size=8), st.integers(0, 2))
+
+
+def number_pictures(turns: list[tuple[list[tuple[str, int]], int]]) -> list[tuple[Message, ...]]:
+    """Each picture is new, each text says which turn and message it is of."""
+    numbers = iter(range(10_000))
+    return [
+        tuple(
+            said(role, f"{turn}.{index}", *(next(numbers) for _ in range(count)))
+            for index, (role, count) in enumerate([*before, ("user", last)])
+        )
+        for turn, (before, last) in enumerate(turns)
+    ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(turns=st.lists(inputs, min_size=1, max_size=6).map(number_pictures), max_messages=limits)
+def test_any_sequence_of_inputs(turns: list[tuple[Message, ...]], max_messages: int) -> None:
+    kept: tuple[Message, ...] = ()
+    for asked in turns:
+        prompt = to_prompt(kept, asked, max_messages)
+        every = (*kept, *asked)
+        texts = [message.text for message in every]
+        assert [message.text for message in prompt] == texts[len(texts) - len(prompt) :], "the newest, none left out"
+        assert prompt[-1].text == asked[-1].text
+        assert len(prompt) < max_messages
+        if len(prompt) < len(every):
+            assert prompt[0].role == "user", "what is cut begins with a question"
+            # As many as may be: with one question more it would be too long.
+            users = [index for index in range(len(every) - len(prompt)) if every[index].role == "user"]
+            assert not users or len(every) - users[-1] >= max_messages
+        shown = [image for message in prompt for image in message.images]
+        brought = [image for message in asked for image in message.images]
+        if brought:
+            still_there = [image for message in asked[-len(prompt) :] for image in message.images]
+            assert shown == (still_there or brought[-1:]), "all that this turn still shows, or its newest"
+        else:
+            assert shown == [image for message in kept for image in message.images]
+        kept = with_answer(prompt, build_answer("answer", NOON_S))
+        assert [message.text for message in kept] == [*(message.text for message in prompt), "answer"]
+        assert [message.role for message in kept] == [*(message.role for message in prompt), "assistant"]
+        assert [image for message in kept for image in message.images] == shown[-1:]
+        assert all(message.content for message in kept)
+
+
+def test_what_starts_with_an_answer_keeps_it_until_it_is_cut() -> None:
+    asked = (said("assistant", "how can I help?"), said("user", "a"), said("user", "b"))
+    assert to_prompt((), asked, 4) == asked
+    assert to_prompt((), (said("user", "0"), *asked), 4) == asked[1:]
+
+
+def test_a_picture_stays_where_it_stood_among_the_words() -> None:
+    parts = (TextPart("a"), ImagePart(picture(1)), TextPart("b"), ImagePart(picture(2)), TextPart("c"))
+    [kept, _] = with_answer((Message("user", parts),), build_answer("answer", NOON_S))
+    assert kept.content == (TextPart("a"), TextPart("b"), ImagePart(picture(2)), TextPart("c"))
+
+
+@pytest.mark.parametrize(
+    ("messages", "title"),
+    [
+        ([said("user", "what is it?")], "what is it?"),
+        ([said("assistant", "hello"), said("user", " one\n\ttwo  three ")], "one two three"),
+        ([said("user", "", 1)], ""),
+        ([said("user", "", 1), said("user", "what is it?")], "what is it?"),
+        ([said("user", "x" * 200)], "x" * 80),
+        ([said("user", "x" * 79 + " " + "y" * 9)], "x" * 79),
+    ],
+)
+def test_titles(messages: list[Message], title: str) -> None:
+    assert to_title(tuple(messages)) == title
+
+
+# ------------------------------------------------------------------------------- timestamps
 
 
 @pytest.mark.parametrize(

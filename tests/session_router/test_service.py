@@ -146,9 +146,9 @@ async def test_lists_come_last_used_first(alice, clock, picture) -> None:
         clock.advance(1)
     await alice.say("first", image=picture("a"), model="beta")
     assert await alice.router.sessions("alice", 100) == (
-        SessionSummary("first", 4, True, "beta", "2025-01-01T12:00:03.000Z"),
-        SessionSummary("third", 2, False, "alpha", "2025-01-01T12:00:02.000Z"),
-        SessionSummary("second", 2, False, "alpha", "2025-01-01T12:00:01.000Z"),
+        SessionSummary("first", 4, True, "beta", "2025-01-01T12:00:03.000Z", "hello"),
+        SessionSummary("third", 2, False, "alpha", "2025-01-01T12:00:02.000Z", "hello"),
+        SessionSummary("second", 2, False, "alpha", "2025-01-01T12:00:01.000Z", "hello"),
     )
 
 
@@ -227,8 +227,8 @@ async def test_an_unknown_model_is_told_the_choices(alice) -> None:
 async def test_what_is_refused_leaves_no_trace(alice, router) -> None:
     with pytest.raises(InvalidRequest, match="empty"):
         await alice.open("s", " \n")
-    with pytest.raises(MessageTooLong, match="at most 16000"):
-        await alice.open("s", "x" * 16_001)
+    with pytest.raises(MessageTooLong, match="at most 64000"):
+        await alice.open("s", "x" * 64_001)
     for session_id in ("a/b", "x" * 10_000, "a\x00", "", ".."):
         with pytest.raises(InvalidRequest):
             await alice.open(session_id)
@@ -380,6 +380,7 @@ async def test_statistics_are_json(alice, router, store_kind) -> None:
         "sessions": 1,
         "open_turns": 1,
         "waiting_turns": 0,
+        "records": 0,
         "metrics": {"session_router_turns.committed": 1, "session_router_turns.opened": 2},
     }
 

@@ -1,27 +1,35 @@
-"""Sessions in the memory of one process: gone with it."""
+"""Sessions and records in the memory of one process: gone with it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from deployments.record_types import Record
 from deployments.session_router.stores import Change, SessionCounts, SessionKey, StoredSession
+from deployments.session_router.stores.memory_records import MemoryRecords
 from deployments.types import SessionSummary
 
 
-class MemorySessionStore:
+class MemorySessionStore(MemoryRecords):
     """Used by one event loop. Nothing here awaits, so every method is atomic."""
 
     kind = "memory"
     is_shared = False
 
     def __init__(self) -> None:
+        super().__init__()
         self._tenants: defaultdict[str, dict[str, StoredSession]] = defaultdict(dict)
 
     async def read(self, key: SessionKey) -> StoredSession | None:
         return self._tenants[key.tenant].get(key.session_id)
 
-    async def update(self, key: SessionKey, decide: Callable[[StoredSession | None], StoredSession | None]) -> Change:
+    async def update(
+        self,
+        key: SessionKey,
+        decide: Callable[[StoredSession | None], StoredSession | None],
+        records: Sequence[Record] = (),
+    ) -> Change:
         sessions = self._tenants[key.tenant]
         before = sessions.get(key.session_id)
         after = decide(before)
@@ -29,6 +37,9 @@ class MemorySessionStore:
             sessions.pop(key.session_id, None)
         else:
             sessions[key.session_id] = after
+        if after is not before:
+            for record in records:
+                self.put(key.tenant, record)
         return Change(before, after)
 
     async def summaries(self, tenant: str, limit: int) -> tuple[SessionSummary, ...]:
@@ -51,7 +62,9 @@ class MemorySessionStore:
         return SessionCounts(
             sessions=sum(stored.summary is not None for stored in every),
             open_turns=sum(stored.is_held(now_s) for stored in every),
+            records=self.num_records,
         )
 
     async def close(self) -> None:
         self._tenants.clear()
+        self.clear()

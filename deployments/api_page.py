@@ -1,0 +1,149 @@
+"""The HTTP API as Markdown, made of the OpenAPI document: docs/api.md is what `retina openapi --markdown` prints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Schema = Mapping[str, Any]  # a JSON Schema, which has no narrower type
+
+INTRODUCTION = """# HTTP API
+
+Made of the OpenAPI document, which a running service has at `/openapi.json`; `/docs` there lets you try every route.
+This page is what `retina openapi --markdown` prints. Examples that work as pasted stand in the README.
+"""
+REFERENCE = "#/components/schemas/"
+METHODS = ("get", "post", "put", "patch", "delete")
+BOUNDS = {
+    "minimum": "≥",
+    "exclusiveMinimum": ">",
+    "maximum": "≤",
+    "exclusiveMaximum": "<",
+    "minLength": "length ≥",
+    "maxLength": "length ≤",
+    "minItems": "items ≥",
+    "maxItems": "items ≤",
+}
+
+
+def api_page(document: Mapping[str, Any]) -> str:
+    """All routes by tag, then all named shapes."""
+    return "".join((INTRODUCTION, *_routes(document["paths"]), *_shapes(document["components"]["schemas"])))
+
+
+def _routes(paths: Schema) -> Iterator[str]:
+    tag = None
+    for path, operations in paths.items():
+        for method in METHODS:
+            if (operation := operations.get(method)) is None:
+                continue
+            first = operation.get("tags", ["other"])[0]
+            if first != tag:
+                tag = first
+                yield f"\n## {tag}\n"
+            yield f"\n### `{method.upper()} {path}`\n"
+            yield from _operation(operation)
+
+
+def _operation(operation: Schema) -> Iterator[str]:
+    if text := operation.get("description"):
+        yield f"\n{text.strip()}\n"
+    if parameters := operation.get("parameters"):
+        yield _table("parameter", (_parameter_row(each) for each in parameters))
+    if body := operation.get("requestBody"):
+        yield from _body(body)
+    yield "\n| status | content | body |\n|---|---|---|\n"
+    for status, reply in operation["responses"].items():
+        yield from _reply_rows(status, reply)
+
+
+def _parameter_row(parameter: Schema) -> str:
+    schema = {**parameter["schema"], "description": parameter.get("description")}
+    return _row(f"`{parameter['name']}` ({parameter['in']})", schema, parameter.get("required", False))
+
+
+def _body(body: Schema) -> Iterator[str]:
+    kinds = {kind: content.get("schema", {}) for kind, content in body["content"].items()}
+    yield f"\nBody: {', '.join(f'`{kind}`' for kind in kinds)}.\n"
+    schema = kinds.get("application/json") or next(iter(kinds.values()))
+    if "properties" in schema:
+        yield _table("field", _property_rows(schema))
+    elif words := _type(schema):
+        yield f"\nIt is: {words}\n"
+
+
+def _reply_rows(status: str, reply: Schema) -> Iterator[str]:
+    contents = reply.get("content", {})
+    if not contents:
+        yield f"| {status} | | {_cell(reply.get('description', ''))} |\n"
+    for kind, content in contents.items():
+        yield f"| {status} | `{kind}` | {_type(content.get('schema', {})) or 'see above'} |\n"
+
+
+def _shapes(schemas: Schema) -> Iterator[str]:
+    yield "\n## Shapes\n"
+    for name in sorted(schemas):
+        yield f"\n### {name}\n"
+        schema = schemas[name]
+        if text := schema.get("description"):
+            yield f"\n{text.strip()}\n"
+        if "properties" in schema:
+            yield _table("field", _property_rows(schema))
+        elif schema.get("type") != "object":
+            yield f"\n{_type(schema)}\n"
+
+
+def _property_rows(schema: Schema) -> Iterator[str]:
+    required = schema.get("required", ())
+    for name, each in schema["properties"].items():
+        yield _row(f"`{name}`", each, name in required)
+
+
+def _table(what: str, rows: Iterator[str]) -> str:
+    return f"\n| {what} | type | default | meaning |\n|---|---|---|---|\n" + "".join(rows)
+
+
+def _row(label: str, schema: Schema, is_required: bool) -> str:
+    default = "required" if is_required else _default(schema)
+    return f"| {label} | {_type(schema)} | {default} | {_cell(schema.get('description') or '')} |\n"
+
+
+def _default(schema: Schema) -> str:
+    return f"`{str(schema['default']).lower()}`" if schema.get("default") not in (None, [], {}) else ""
+
+
+def _type(schema: Schema) -> str:
+    """In a few words, with links to named shapes."""
+    if reference := schema.get("$ref"):
+        name = reference.removeprefix(REFERENCE)
+        return f"[{name}](#{_anchor(name)})"
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if choices := schema.get("enum"):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    for key in ("anyOf", "oneOf", "allOf"):
+        if key in schema:
+            return " or ".join(dict.fromkeys(_type(each) for each in schema[key]))
+    return _plain_type(schema)
+
+
+def _plain_type(schema: Schema) -> str:
+    kind = schema.get("type", "anything" if schema else "")
+    if kind == "array":
+        inner = _type(schema.get("items", {}))
+        kind = f"list of {inner}" if inner else "list"
+    elif kind == "object" and isinstance(values := schema.get("additionalProperties"), Mapping) and values:
+        kind = f"object of {_type(values)}"
+    elif schema.get("format") == "binary":
+        kind = "file"
+    bounds = " ".join(f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if key in schema)
+    return f"{kind} {bounds}".strip()
+
+
+def _anchor(name: str) -> str:
+    return re.sub(r"[^a-z0-9_-]", "", name.lower())
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,99 @@
+// The elements of messages: a question with its picture, an answer with its text, its note and a button that copies it.
+import { pictureAddress } from "./api.js";
+import { make, makeButton } from "./elements.js";
+import { toFragment } from "./markdown.js";
+import { timeOf } from "./words.js";
+
+function makeMessage(role, timestamp) {
+  const heading = make("h2", "", role === "user" ? "You" : "Retina");
+  if (timestamp) heading.append(" ", Object.assign(make("time", "", timeOf(timestamp)), { dateTime: timestamp }));
+  const body = make("div", "text");
+  body.dir = "auto";
+  const item = make("article", role, heading, body);
+  return { item, body };
+}
+
+export function makeQuestion(text, picture = "", timestamp = "") {
+  const { item, body } = makeMessage("user", timestamp);
+  body.append(text);
+  if (picture) item.append(makePicture(picture));
+  return item;
+}
+
+function makePicture(address) {
+  const image = Object.assign(make("img"), { alt: "The picture of this question", src: address });
+  image.addEventListener("error", () => image.replaceWith(make("p", "note", "with a picture that cannot be shown")));
+  if (address.startsWith("blob:")) return image;
+  const link = Object.assign(make("a", "picture", image), { href: address, target: "_blank", rel: "noopener" });
+  return link;
+}
+
+// An answer that may still grow.
+export class AnswerView {
+  #text = "";
+  #frame = 0;
+
+  constructor(timestamp = "") {
+    ({ item: this.item, body: this.body } = makeMessage("assistant", timestamp));
+  }
+
+  static whole(text, timestamp, note = "") {
+    const view = new AnswerView(timestamp);
+    view.end(text, note);
+    return view.item;
+  }
+
+  // Drawn at most once a frame, however fast the pieces come.
+  grow(text) {
+    this.#text = text;
+    this.#frame ||= requestAnimationFrame(() => this.#draw());
+  }
+
+  end(text, note) {
+    this.#text = text;
+    cancelAnimationFrame(this.#frame);
+    this.#draw();
+    this.item.append(make("div", "foot", ...(note ? [make("p", "note", note)] : []), makeCopyButton(text)));
+  }
+
+  #draw() {
+    this.#frame = 0;
+    this.body.replaceChildren(toFragment(this.#text));
+  }
+}
+
+function makeCopyButton(text) {
+  const button = makeButton("Copy", async () => {
+    button.textContent = (await copy(text)) ? "Copied" : "Not copied";
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  }, "small");
+  button.setAttribute("aria-live", "polite");
+  button.setAttribute("aria-description", "the answer");
+  return button;
+}
+
+// Browsers give pages the clipboard over HTTPS and on the own machine; elsewhere the old way works.
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text).then(() => true, () => false);
+  const active = document.activeElement;
+  const area = make("textarea", "unseen");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  const isCopied = document.execCommand("copy");
+  area.remove();
+  active?.focus();
+  return isCopied;
+}
+
+// Of one message of a history.
+export function fromHistory(message, imageId, note) {
+  const { role, content, timestamp } = message;
+  if (role === "assistant") return AnswerView.whole(textOf(message), timestamp, note);
+  const hasPicture = imageId && content.some((part) => part.type === "image");
+  return makeQuestion(textOf(message), hasPicture ? pictureAddress(imageId) : "", timestamp);
+}
+
+export function textOf({ content }) {
+  return content.filter((part) => part.type === "text").map((part) => part.text).join("");
+}
