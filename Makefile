@@ -16,8 +16,9 @@ test: $(READY)  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not cluster"
 	$(BIN)/python -m pytest -m cluster
 
-test-fast: $(READY)  ## those that need neither torch nor Ray
-	$(BIN)/python -m pytest -m "not torch and not ray and not cluster"
+test-fast: $(READY)  ## most of those that need neither torch nor Ray, nor browsers and other programs; under a minute
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+		-m "not torch and not ray and not cluster and not browser and not node and not slow"
 
 bench: $(BENCH)  ## short benchmarks of this machine: engine, vision, served graph beside transformers serve; about 3 minutes
 	$(BIN)/python -m benchmarks.generator --batches 1,16 --positions 160 --generate-dtypes bfloat16

@@ -11,11 +11,15 @@
    prefills and decodes in one pass with everybody else (`generator/scheduler.py` decides, `generator/runner.py` acts).
 6. `vision_encoder/encoder.py` answers with features: from `vision_encoder/cache.py`, or by preprocessing and passes
    of the tower (`vision_encoder/batcher.py`).
-7. Chunks go back from the generator straight to `ingress/turns.py` and out as JSON or server-sent events.
+7. Chunks go back from the generator straight to the ingress (`ingress/running_turn.py`) and out as JSON or server-sent
+   events.
 8. `session_router/service.py` closes the turn: question and answer are stored at once or not at all.
 
 A task about one picture (caption, query, detect, point) goes through `ingress/vision.py` and `ingress/tasks.py`
-instead, without a session and so without steps 4 and 8.
+instead, without a session and so without steps 4 and 8. So does a conversation that its client holds itself
+(`ingress/openai/chat_completions.py`, `ingress/completions.py`). A response (`ingress/responses/`) is a turn with a
+record that is stored with it. A stream that clients may come back to runs through `ingress/streams/`; a WebSocket has
+no others.
 
 Between processes the hops are Ray Serve handles (`handles.py`, bound in `graph.py`); in one process they are plain
 calls (`local.py`). The words that travel stand in `types.py`, the errors in `errors.py`, the settings in `config.py`.

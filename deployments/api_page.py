@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 Schema = Mapping[str, Any]  # a JSON Schema, which has no narrower type
+Route = tuple[str, str, Schema]  # tag, method and path, operation
 
 INTRODUCTION = """# HTTP API
 
@@ -14,7 +16,8 @@ Made of the OpenAPI document, which a running service has at `/openapi.json`; `/
 This page is what `retina openapi --markdown` prints. Examples that work as pasted stand in the README.
 """
 REFERENCE = "#/components/schemas/"
-METHODS = ("get", "post", "put", "patch", "delete")
+EVENTS = "text/event-stream"
+METHODS = ("post", "get", "put", "patch", "delete")
 BOUNDS = {
     "minimum": "≥",
     "exclusiveMinimum": ">",
@@ -29,21 +32,37 @@ BOUNDS = {
 
 def api_page(document: Mapping[str, Any]) -> str:
     """All routes by tag, then all named shapes."""
-    return "".join((INTRODUCTION, *_routes(document["paths"]), *_shapes(document["components"]["schemas"])))
+    routes = list(_routes(document["paths"]))
+    parts = (INTRODUCTION, *_contents(routes), *_sections(routes), *_shapes(document["components"]["schemas"]))
+    return "".join(parts)
 
 
-def _routes(paths: Schema) -> Iterator[str]:
-    tag = None
-    for path, operations in paths.items():
-        for method in METHODS:
-            if (operation := operations.get(method)) is None:
-                continue
-            first = operation.get("tags", ["other"])[0]
-            if first != tag:
-                tag = first
-                yield f"\n## {tag}\n"
-            yield f"\n### `{method.upper()} {path}`\n"
-            yield from _operation(operation)
+def _routes(paths: Schema) -> Iterator[Route]:
+    """By tag, the tags in the order in which they first come."""
+    routes = [
+        (operations[method].get("tags", ["other"])[0], f"{method.upper()} {path}", operations[method])
+        for path, operations in paths.items()
+        for method in METHODS
+        if method in operations
+    ]
+    for tag in dict.fromkeys(tag for tag, _, _ in routes):
+        yield from (route for route in routes if route[0] == tag)
+
+
+def _contents(routes: list[Route]) -> Iterator[str]:
+    yield "\n| route | |\n|---|---|\n"
+    for _, name, operation in routes:
+        yield f"| [`{name}`](#{_anchor(name)}) | {_cell(operation.get('summary', ''))} |\n"
+
+
+def _sections(routes: list[Route]) -> Iterator[str]:
+    before = None
+    for tag, name, operation in routes:
+        if tag != before:
+            before = tag
+            yield f"\n## {tag}\n"
+        yield f"\n### `{name}`\n"
+        yield from _operation(operation)
 
 
 def _operation(operation: Schema) -> Iterator[str]:
@@ -54,7 +73,7 @@ def _operation(operation: Schema) -> Iterator[str]:
     if body := operation.get("requestBody"):
         yield from _body(body)
     yield "\n| status | content | body |\n|---|---|---|\n"
-    for status, reply in operation["responses"].items():
+    for status, reply in sorted(operation["responses"].items()):
         yield from _reply_rows(status, reply)
 
 
@@ -71,6 +90,8 @@ def _body(body: Schema) -> Iterator[str]:
         yield _table("field", _property_rows(schema))
     elif words := _type(schema):
         yield f"\nIt is: {words}\n"
+    if example := body["content"].get("application/json", {}).get("example"):
+        yield f"\n```json\n{json.dumps(example, indent=2, ensure_ascii=False)}\n```\n"
 
 
 def _reply_rows(status: str, reply: Schema) -> Iterator[str]:
@@ -78,7 +99,8 @@ def _reply_rows(status: str, reply: Schema) -> Iterator[str]:
     if not contents:
         yield f"| {status} | | {_cell(reply.get('description', ''))} |\n"
     for kind, content in contents.items():
-        yield f"| {status} | `{kind}` | {_type(content.get('schema', {})) or 'see above'} |\n"
+        words = _type(content.get("schema", {})) or ("as said above" if kind == EVENTS else "the bytes")
+        yield f"| {status} | `{kind}` | {words} |\n"
 
 
 def _shapes(schemas: Schema) -> Iterator[str]:
@@ -110,7 +132,7 @@ def _row(label: str, schema: Schema, is_required: bool) -> str:
 
 
 def _default(schema: Schema) -> str:
-    return f"`{str(schema['default']).lower()}`" if schema.get("default") not in (None, [], {}) else ""
+    return f"`{_word(schema['default'])}`" if schema.get("default") not in (None, [], {}) else ""
 
 
 def _type(schema: Schema) -> str:
@@ -119,9 +141,9 @@ def _type(schema: Schema) -> str:
         name = reference.removeprefix(REFERENCE)
         return f"[{name}](#{_anchor(name)})"
     if "const" in schema:
-        return f"`{schema['const']}`"
+        return f"`{_word(schema['const'])}`"
     if choices := schema.get("enum"):
-        return ", ".join(f"`{choice}`" for choice in choices)
+        return ", ".join(f"`{_word(choice)}`" for choice in choices)
     for key in ("anyOf", "oneOf", "allOf"):
         if key in schema:
             return " or ".join(dict.fromkeys(_type(each) for each in schema[key]))
@@ -130,6 +152,8 @@ def _type(schema: Schema) -> str:
 
 def _plain_type(schema: Schema) -> str:
     kind = schema.get("type", "anything" if schema else "")
+    if 0 in (schema.get("maxItems"), schema.get("maxProperties")):
+        return "empty list" if kind == "array" else "empty object"
     if kind == "array":
         inner = _type(schema.get("items", {}))
         kind = f"list of {inner}" if inner else "list"
@@ -141,8 +165,13 @@ def _plain_type(schema: Schema) -> str:
     return f"{kind} {bounds}".strip()
 
 
+def _word(value: object) -> str:
+    """As in JSON, but for texts, which stand without quotes."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _anchor(name: str) -> str:
-    return re.sub(r"[^a-z0-9_-]", "", name.lower())
+    return re.sub(r"[^a-z0-9_-]", "", name.lower().replace(" ", "-"))
 
 
 def _cell(text: str) -> str:

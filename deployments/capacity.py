@@ -135,6 +135,11 @@ def require_shared_stores(config: RetinaConfig, cluster: Cluster | None) -> None
             "session_router.store: memory cannot be shared by several replicas; use disk, or max_replicas: 1",
             "session_router.store",
         )
+    if config.ingress.streams.store == "memory" and config.ingress.replica.max_replicas > 1:
+        raise ConfigError(
+            "ingress.streams.store: memory cannot be shared by several replicas; use disk, or max_replicas: 1",
+            "ingress.streams.store",
+        )
 
 
 def resolve_device(config: RetinaConfig, cluster: Cluster) -> RetinaConfig:

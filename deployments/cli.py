@@ -86,7 +86,13 @@ def _show_version(*, wanted: bool) -> None:
 @app.callback()
 def _retina(
     version: Annotated[
-        bool, typer.Option("--version", callback=lambda wanted: _show_version(wanted=wanted), is_eager=True)
+        bool,
+        typer.Option(
+            "--version",
+            callback=lambda wanted: _show_version(wanted=wanted),
+            is_eager=True,
+            help="Show the version and exit.",
+        ),
     ] = False,
 ) -> None:
     """Retina: vision-language chat."""

@@ -318,10 +318,10 @@ def parse_config(args: object) -> RetinaConfig:
 def read_config(path: Path) -> RetinaConfig:
     """`args` of the first application of a Serve config file. Raises ConfigError."""
     try:
-        args = yaml.safe_load(path.read_text())["applications"][0]["args"]
+        args = yaml.safe_load(path.read_text(encoding="utf-8"))["applications"][0]["args"]
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     except (KeyError, IndexError, TypeError) as error:
         raise ConfigError(f"{path}: a Serve config has applications, and the first of them has args") from error

@@ -1,6 +1,6 @@
 // Chat about a picture with JavaScript's fetch, streamed: node examples/chat.mjs PICTURE
 // Node 18 or newer, nothing to install. RETINA_URL says where the service is; http://127.0.0.1:8000 otherwise.
-import { openAsBlob } from "node:fs";
+import { readFile } from "node:fs/promises";
 import { basename } from "node:path";
 
 const url = process.env.RETINA_URL ?? "http://127.0.0.1:8000";
@@ -49,5 +49,5 @@ async function ask(fields) {
   throw new Error("the stream ended before the answer was whole");
 }
 
-const first = await ask({ message: "What do you see in this image?", image: await openAsBlob(picture) });
+const first = await ask({ message: "What do you see in this image?", image: new Blob([await readFile(picture)]) });
 await ask({ message: "How many shapes are there?", session_id: first.session_id });

@@ -16,6 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 READY_WITHIN_S = 60
+END_WITHIN_S = 30
 
 
 @contextlib.contextmanager
@@ -37,6 +38,7 @@ def fake_service(folder: Path, change: Callable[[dict[str, Any]], None] = lambda
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
+        assert process.wait(END_WITHIN_S) == 0, (folder / "log").read_text()
 
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -134,3 +134,7 @@ def test_memory_and_several_nodes_are_refused_where_parts_are_processes() -> Non
         require_shared_stores(config_with(session_router=sessions), one)
     require_shared_stores(config_with(session_router={"store": "memory"}), one)
     require_shared_stores(config_with(session_router={**sessions, "store": "disk"}), one)
+    streams = {"streams": {"store": "memory"}, "replica": {"max_replicas": 2}}
+    with pytest.raises(ConfigError, match=r"ingress\.streams\.store"):
+        require_shared_stores(config_with(ingress=streams), one)
+    require_shared_stores(config_with(ingress={"streams": {"store": "memory"}}), one)

@@ -32,7 +32,7 @@ MAX_SHOWN_CHARS = 80
 class Item:
     id: str
     fingerprint: str  # of what is asked, the picture's bytes included
-    task: str = ""  # "" of a line that says nothing that can be done
+    task: str = ""  # "" of a line that names none that there is
     image: str | None = None  # as it was given
     asked: ChatRequest | PictureFields | None = None  # None where there is a problem
     picture: bytes | None = field(default=None, repr=False)
@@ -127,6 +127,8 @@ def _parse(line: str) -> object:
 def read_item(given: Given, folder: Path, defaults: Defaults) -> Item:
     """Reads the picture, so it blocks. What is wrong with the item stands in it as its problem."""
     item_id, fingerprint = _writable(given.id), _digest(given.what)
+    task: TaskName | Literal[""] = ""
+    image: str | None = None
     try:
         fields = _fields(given.what)
         item_id = _take_id(fields, item_id)
@@ -135,7 +137,7 @@ def read_item(given: Given, folder: Path, defaults: Defaults) -> Item:
         asked = to_asked(task, {**defaults.of(task), **fields})
         picture = None if image is None else read_picture(folder / image)
     except RetinaError as error:
-        return Item(item_id, fingerprint, problem=error)
+        return Item(item_id, fingerprint, task, image and _writable(image), problem=error)
     what = {"task": task, **asked.model_dump(mode="json", exclude_unset=True)}
     return Item(item_id, _digest(what, picture), task, image and _writable(image), asked, picture)
 

@@ -10,6 +10,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
+from deployments.commands.service import silence_weight_bars
 from deployments.commands.terminal import DEFAULT_CONFIG, ConfigOption, errors, output, read_picture, run
 from deployments.config import RetinaConfig, read_config
 from deployments.streaming_demo import QUESTION, Waits, measure
@@ -39,6 +40,7 @@ async def _streaming(
     async with contextlib.AsyncExitStack() as stack:
         config = in_memory(config)
         with errors.status("loading the models"):
+            await silence_weight_bars(config)
             graph = await stack.enter_async_context(open_graph(config))
         image = await graph.add_image(picture)
         waits: list[Waits] = []

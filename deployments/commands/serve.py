@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +14,17 @@ import typer
 from deployments.capacity import num_cores
 from deployments.commands.terminal import DEFAULT_CONFIG, ConfigOption, run
 from deployments.config import RetinaConfig, read_config
+from deployments.errors import StartupError
 from deployments.serve_settings import CLUSTER_SETTINGS
 
 
 def serve(
     config: ConfigOption = DEFAULT_CONFIG,
     in_process: Annotated[bool, typer.Option("--in-process", help="One process under uvicorn, without Ray.")] = False,
-    port: Annotated[int | None, typer.Option(help="With --in-process: where to listen on 127.0.0.1; 8000.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="With --in-process: where to listen on 127.0.0.1; 8000."),
+    ] = None,
 ) -> None:
     """Serve a config under Ray: `serve run CONFIG` with a faster HTTP proxy; or everything in one process."""
     parsed = read_config(config)  # refuse nonsense before anything starts
@@ -67,8 +73,26 @@ async def _serve_in_process(config: RetinaConfig, port: int) -> None:
     from deployments.logs import configure_logging
 
     configure_logging(RequestIdFilter())
-    async with open_graph(config) as graph:
-        settings = uvicorn.Config(
-            graph.app(), host="127.0.0.1", port=port, log_level="info", ws_max_size=config.ingress.max_body_bytes
-        )
-        await uvicorn.Server(settings).serve()
+    with _bound(port) as address:  # before anything is loaded; uvicorn would find out afterwards, and exit by itself
+        async with open_graph(config) as graph:
+            settings = uvicorn.Config(graph.app(), log_level="info", ws_max_size=config.ingress.max_body_bytes)
+            print(f"http://127.0.0.1:{port}", file=sys.stderr)  # of a socket that is bound uvicorn says no URL
+            signal.signal(signal.SIGTERM, _note)  # uvicorn raises it again at its end, before the graph is closed
+            await uvicorn.Server(settings).serve([address])
+
+
+def _note(number: int, _: object) -> None:
+    """The server has ended because of this signal."""
+
+
+def _bound(port: int) -> socket.socket:
+    """Does not listen: who connects before all is loaded is refused, as by a service that is not there."""
+    # The protocol is named, or asyncio leaves Nagle's algorithm on, and small replies wait for 40 ms.
+    address = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        address.bind(("127.0.0.1", port))
+    except OSError as error:
+        address.close()
+        raise StartupError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}; --port names another port") from error
+    return address

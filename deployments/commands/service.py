@@ -212,14 +212,19 @@ class LocalService:
         self._graph = contextlib.AsyncExitStack()
         self._stack.push_async_callback(self._graph.aclose)
         names = ", ".join(model.name for model in config.models)
-        if any(FAMILIES[model.family].module for model in config.models):
-            await asyncio.to_thread(_silence_weight_bars)
+        await silence_weight_bars(config)
         with errors.status(f"loading {names}"):
             graph = await self._graph.enter_async_context(open_graph(config))
         self._graph.push_async_callback(graph.services.drain)
         http = httpx.AsyncClient(transport=AppTransport(graph.app()), base_url="http://in-process", timeout=None)
         self._client = ServiceClient(await self._graph.enter_async_context(http))
         self._loaded = config
+
+
+async def silence_weight_bars(config: RetinaConfig) -> None:
+    """Of models that have weights; the others need no transformers."""
+    if any(FAMILIES[model.family].module for model in config.models):
+        await asyncio.to_thread(_silence_weight_bars)
 
 
 def _silence_weight_bars() -> None:

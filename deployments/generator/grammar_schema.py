@@ -13,6 +13,7 @@ from deployments.types import Grammar
 PARAM = "response_format"
 MAX_SCHEMA_DEPTH = 64  # of the schema's own JSON
 MAX_DIVISOR = 1_000  # llguidance builds as many states, and without a limit
+MAX_PATTERN_NAMES = 64  # in all: llguidance compares each pattern with each other, for minutes where there are 1,000
 OF_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # schemas by name
 NO_SCHEMAS = ("enum", "const", "default", "examples", "required")
 
@@ -60,6 +61,7 @@ def _read(grammar: Grammar, max_schema_chars: int) -> Mapping[str, object]:
     for part in parts:
         _require_countable(part)
     _require_small_divisors(parts)
+    _require_few_patterns(parts)
     return schema
 
 
@@ -82,6 +84,13 @@ def _require_small_divisors(schemas: Iterable[Mapping[str, object]]) -> None:
         multiple = math.lcm(multiple, int(digits))
         if multiple > MAX_DIVISOR:
             raise refuse(f"multipleOf {divisor} has, with the others, more than {MAX_DIVISOR} as least common multiple")
+
+
+def _require_few_patterns(schemas: Iterable[Mapping[str, object]]) -> None:
+    named = [patterns for schema in schemas if isinstance(patterns := schema.get("patternProperties"), dict)]
+    count = sum(map(len, named))
+    if count > MAX_PATTERN_NAMES:
+        raise refuse(f"patternProperties has {count} patterns in all; at most {MAX_PATTERN_NAMES} are allowed")
 
 
 def _schemas(schema: object) -> Iterator[Mapping[str, object]]:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from deployments.errors import InvalidRequest
@@ -29,6 +30,7 @@ from deployments.models.family import Prompt, PromptFormat
 from deployments.types import EncodeRequest, FinishReason, GenerateRequest, ImageFeatures, VisionEncoder
 
 logger = logging.getLogger(__name__)
+NUM_GRAMMAR_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class SequenceBuilder:
         self._prefix = prefix
         self._context_tokens = context_tokens
         self._open_mask = open_mask
+        # Of their own: a schema may take a second to compile, and those who ask for none must not wait for a thread.
+        self._grammar_threads = ThreadPoolExecutor(NUM_GRAMMAR_THREADS, thread_name_prefix=f"grammars-{model}")
         self._tower = ""  # that saw the last picture; the K/V of what another one saw are not found any more
 
     async def build(self, ticket: Ticket) -> Sequence:
@@ -75,7 +79,9 @@ class SequenceBuilder:
         Raises InvalidRequest, PromptTooLong, PartUnavailable, and what the vision encoder raises.
         """
         request, marks = ticket.request, Marks(ticket.arrived)
-        begun = await asyncio.to_thread(self._read, request)  # it tokenizes and compiles: off the event loop
+        threads = None if request.sampling.grammar is None else self._grammar_threads
+        # It tokenizes and compiles: off the event loop.
+        begun = await asyncio.get_running_loop().run_in_executor(threads, self._read, request)
         if begun.ended is not None:
             return self._to_sequence(ticket, begun, Found((), "", NO_MATCH), {}, marks)
         found = self._find(begun.given, request.tenant)

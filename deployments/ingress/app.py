@@ -8,10 +8,22 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from deployments.ingress import chat, debug, history, image_routes, page, reference, stream_routes, vision, websocket
+from deployments.ingress import (
+    chat,
+    debug,
+    history,
+    image_routes,
+    page,
+    reference,
+    rendering,
+    stream_routes,
+    vision,
+    websocket,
+)
 from deployments.ingress.body_limit import BodyLimit
 from deployments.ingress.error_replies import install_error_replies
 from deployments.ingress.openai import chat_completions, files, models
+from deployments.ingress.openapi_document import DocumentedApp
 from deployments.ingress.request_scope import RequestScope
 from deployments.ingress.responses import conversations
 from deployments.ingress.responses import routes as responses
@@ -32,6 +44,7 @@ ROUTES = (
     image_routes,
     debug,
     page,
+    rendering,
     reference,
     websocket,
 )
@@ -53,7 +66,7 @@ def openapi_document() -> Mapping[str, Any]:
 
 
 def _with_routes() -> FastAPI:
-    app = FastAPI(
+    app = DocumentedApp(
         title="Retina",
         description="Chat about pictures with vision-language models.",
         version=retina_version(),

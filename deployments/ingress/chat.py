@@ -41,8 +41,8 @@ async def chat(
     Fields that are unknown or given twice are refused. A client that leaves cancels its turn.
 
     With `resumable` it does not: `start` comes as soon as the turn is open and has a `stream_id`, by which any client
-    of the tenant goes on with the stream or stops it. A request with the Last-Event-ID of such a stream goes on with
-    it, too, whatever its body is, and begins no turn.
+    of the tenant goes on with the stream or stops it. The Content-Location header is the stream's own address. A
+    request with the Last-Event-ID of such a stream goes on with it, too, whatever its body is, and begins no turn.
     """
     if last_event_id:
         await request.body()  # what watches for the client's leaving must not meet it
@@ -58,7 +58,7 @@ async def _answer(form: Form[ChatRequest], services: Services, tenant: str) -> C
     if not form.asked.stream:
         return ChatReply.from_turn(await services.turns.reply(turn))
     if form.asked.resumable:
-        return await open_stream(services, tenant, await services.streams.begin(turn))
+        return await _open_kept(services, tenant, await services.streams.begin(turn))
     events = services.turns.stream(turn)
     opening = await open_events(events)
     ids = RunningIds()
@@ -69,3 +69,9 @@ async def _answer(form: Form[ChatRequest], services: Services, tenant: str) -> C
         services.config.ingress.turn_timeout_s,
         ids,
     )
+
+
+async def _open_kept(services: Services, tenant: str, stream_id: str) -> Response:
+    reply = await open_stream(services, tenant, stream_id)
+    reply.headers["Content-Location"] = f"chat/streams/{stream_id}"  # relative: there may be a prefix before /chat
+    return reply

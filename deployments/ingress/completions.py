@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import hmac
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from deployments.config import RetinaConfig
@@ -26,7 +26,7 @@ from deployments.ingress.error_replies import shorten
 from deployments.ingress.merging import merge
 from deployments.ingress.unattended import Unattended
 from deployments.metrics import Metrics
-from deployments.types import Chunk, GenerateRequest, Generator, Json, SamplingParams, TokenLogprob
+from deployments.types import Chunk, GenerateRequest, Generator, Json, Message, SamplingParams, TokenLogprob
 
 __all__ = [
     "CompletionChunk",
@@ -35,6 +35,7 @@ __all__ = [
     "CompletionInput",
     "CompletionStarted",
     "Completions",
+    "affinity_of",
     "choose_conversation_model",
 ]
 
@@ -184,6 +185,20 @@ def choose_conversation_model(config: RetinaConfig, wished: str | None) -> str:
     if wished not in names:
         raise UnknownModel(f"unknown model {shorten(wished)!r}; choose one of: {', '.join(names)}", "model")
     return wished
+
+
+def affinity_of(key: str | None, messages: Sequence[Message]) -> str:
+    """Requests with the same beginning go where it is remembered: those with one key of their clients', about one
+    picture, or with the same first question. The kinds are told apart: a key must not be able to stand for another
+    request's picture.
+    """
+    if key:
+        return f"key\0{key}"
+    for message in messages:
+        if message.images:
+            return f"image\0{message.images[0].id}"
+    num_first = next(index for index, message in enumerate(messages) if message.role == "user") + 1
+    return "\0".join(["text", *(message.text for message in messages[:num_first])])
 
 
 def _join(choices: list[_Choice]) -> AsyncGenerator[CompletionChunk | CompletionFinished, None]:

@@ -1,4 +1,7 @@
-"""An answer that goes on when its generator dies: another replica takes the tokens that there are and generates on."""
+"""An answer that goes on when its generator dies: another replica takes the tokens that there are and generates on.
+
+Where there are none yet, it does not.
+"""
 
 from __future__ import annotations
 
@@ -91,5 +94,7 @@ class _Continued:
     def _can_go_on(self, error: BaseException) -> bool:
         if self._num_tokens > len(self._token_ids):
             return False  # nothing says which tokens there are: a hosted model
+        if self._num_tokens == 0:
+            return False  # its picture or prompt may be what kills replicas: it is not shown to the next one
         # A replica that is asked first and has no room is for the client to hear of.
         return isinstance(error, PartUnavailable) or (self._has_died and isinstance(error, Overloaded))

@@ -28,7 +28,8 @@ REPEATABLE = frozenset({"stop"})  # fields that forms give several times
 JSON_FIELDS = frozenset({"spatial_refs"})  # fields that forms give as JSON
 SLICE_CHARS = 2**18  # of base64, decoded at a time; whole groups of 4
 MAX_FORM_FIELDS = 100  # of any name, so that a wrong name can still be told
-DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
+DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+(?:;[a-z0-9._-]+=[^;,]*)*;base64,", re.IGNORECASE)
+SPACES = " \t\n\f\r"  # what the WHATWG's standard leaves out of base64
 
 Asked = TypeVar("Asked", bound=BaseModel)
 Asked_co = TypeVar("Asked_co", bound=BaseModel, covariant=True)
@@ -117,14 +118,22 @@ def _decode_slices(url: str, param: str, num_chars: int) -> Iterator[bytes]:
     prefix = DATA_URL.match(url)
     if prefix is None:
         raise InvalidImage(f"{param} must be a data URL, data:image/...;base64,...; other URLs are not fetched", param)
+    text = _without_spaces(url[prefix.end() :])
     # Python's decoder takes too much padding; padding in the middle would pass at the end of a slice.
-    if (len(url) - prefix.end()) % 4 or "=" in url[prefix.end() : -2]:
+    if len(text) % 4 or "=" in text[:-2]:
         raise _not_base64(param)
-    for start in range(prefix.end(), len(url), num_chars):
+    for start in range(0, len(text), num_chars):
         try:
-            yield base64.b64decode(url[start : start + num_chars], validate=True)
+            yield base64.b64decode(text[start : start + num_chars], validate=True)
         except (binascii.Error, ValueError) as error:
             raise _not_base64(param) from error
+
+
+def _without_spaces(text: str) -> str:
+    """Encoders for mail break lines, command lines end with one."""
+    for space in SPACES:
+        text = text.replace(space, "")
+    return text
 
 
 def _not_base64(param: str) -> InvalidImage:

@@ -1,4 +1,4 @@
-"""GET /: the chat page, files without anything from elsewhere; what is vendored comes with its licence."""
+"""GET /: the chat page, the files of this project alone."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ router = APIRouter(include_in_schema=False)
 MEDIA_TYPES = {
     "html": "text/html",
     "js": "text/javascript",
-    "mjs": "text/javascript",
     "css": "text/css",
     "svg": "image/svg+xml",
-    "LICENSE": "text/plain",
 }
 HEADERS = {
-    # Trusted types: no string becomes markup unless DOMPurify has passed it.
+    # Trusted types: no string becomes markup but in markdown.js, which takes the one policy that there may be.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types dompurify",
+    "require-trusted-types-for 'script'; trusted-types retina-markdown",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",  # asked for again each time, and sent again where it has changed
@@ -64,14 +62,12 @@ def _reply(request: Request, name: str) -> Response:
 @functools.cache
 def _files() -> Mapping[str, PageFile]:
     """By the name that clients ask for. Looked up here, a name can lead nowhere else."""
-    return dict(_walk(importlib.resources.files("deployments.ingress").joinpath("ui"), ""))
+    return dict(_read_files(importlib.resources.files("deployments.ingress").joinpath("ui")))
 
 
-def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, PageFile]]:
+def _read_files(folder: Traversable) -> Iterator[tuple[str, PageFile]]:
     for entry in folder.iterdir():
         media_type = MEDIA_TYPES.get(entry.name.rpartition(".")[2])
-        if entry.is_dir():
-            yield from _walk(entry, f"{prefix}{entry.name}/")
-        elif media_type is not None:
+        if media_type is not None:
             data = entry.read_bytes()
-            yield prefix + entry.name, PageFile(data, media_type, f'"{hashlib.sha256(data).hexdigest()[:32]}"')
+            yield entry.name, PageFile(data, media_type, f'"{hashlib.sha256(data).hexdigest()[:32]}"')

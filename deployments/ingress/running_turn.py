@@ -251,6 +251,9 @@ class RunningTurn:
         except Exception as error:
             # Logged here because the client that would be told may have left.
             log.warning("the answer for session %s was not stored: %s", outcome.turn.session_id, error)
+            if outcome.answer is not None:
+                # It changes nothing where the answer was stored after all. Without us: the client need not wait.
+                self._parts.unattended.start(abort_turn(self._parts.router, outcome.turn))
             raise
 
 

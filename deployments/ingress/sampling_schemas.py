@@ -14,7 +14,7 @@ from deployments.types import Alternative, TokenLogprob
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
 
 
-def _as_list(given: object) -> object:
+def as_list(given: object) -> object:
     return [given] if isinstance(given, str) else given
 
 
@@ -46,7 +46,7 @@ class SamplingFields(Body):
         0.0, ge=-2, le=2, allow_inf_nan=False, description="Taken off as often as the answer holds the token."
     )
     max_new_tokens: int | None = Field(None, ge=1, description="Left out: the model's default.")
-    stop: Annotated[list[Stop], BeforeValidator(_as_list)] = Field(
+    stop: Annotated[list[Stop], BeforeValidator(as_list)] = Field(
         default=[],
         description="The answer ends before the first of these. The model's settings say how many and how long they "
         "may be. In forms: repeat it.",

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 CLOSE_TIMEOUT_S = 1.0  # a client that does not read will not answer either
 FAILED = 1011  # close code of RFC 6455
 MAX_REASON_BYTES = 123  # of a close frame, by RFC 6455
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 @router.websocket("/ws/chat")
@@ -57,15 +58,18 @@ async def _serve(socket: WebSocket, services: Services, tenant: str) -> None:
 def _check_origin(socket: WebSocket) -> None:
     """Browsers let any page open a socket to anywhere; what they say of the page is all there is against it."""
     origin = socket.headers.get("origin")
-    if origin is not None and _host_of(origin) != socket.headers.get("host", "").lower():
+    if origin is not None and not _stands_on(origin, socket.headers.get("host", "")):
         raise OriginRefused(f"pages of {shorten(origin)!r} may not open sockets here, only pages of this very server")
 
 
-def _host_of(origin: str) -> str | None:
+def _stands_on(origin: str, host: str) -> bool:
+    """Browsers leave the scheme's own port out; a proxy between them and us may put it in."""
     try:
-        return urlsplit(origin).netloc.lower() or None
+        page = urlsplit(origin)
     except ValueError:
-        return None
+        return False
+    port = DEFAULT_PORTS.get(page.scheme, "")
+    return page.netloc != "" and page.netloc.lower().removesuffix(port) == host.lower().removesuffix(port)
 
 
 async def _refuse(socket: WebSocket, reply: Response) -> None:

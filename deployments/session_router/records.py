@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 
-from deployments.errors import RecordNotFound
+from deployments.errors import PartUnavailable, RecordNotFound
 from deployments.record_types import Record, RecordKind
 from deployments.session_router.stores import RecordKey, RecordStore
 from deployments.session_router.uninterrupted import Uninterrupted
+
+logger = logging.getLogger(__name__)
 
 
 class Records:
@@ -51,9 +54,12 @@ class Records:
         return _found(deleted, kind, record_id)
 
     async def trim(self, tenant: str, kinds: Iterable[RecordKind]) -> None:
-        """After records of these kinds were stored."""
-        for kind in kinds:
-            await self._store.trim_records(tenant, kind, self._max_records, self._clock())
+        """After records of these kinds were stored. A failure is logged: it does not undo what was stored."""
+        try:
+            for kind in kinds:
+                await self._store.trim_records(tenant, kind, self._max_records, self._clock())
+        except PartUnavailable as error:
+            logger.warning("more records than allowed may be kept until the next one is stored: %s", error)
 
     async def _put(self, tenant: str, record: Record) -> None:
         await self._store.put_record(tenant, record)

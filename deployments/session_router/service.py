@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deployments.config import RetinaConfig
-from deployments.errors import LeaseLost, NotLastTurn, RetinaError, SessionNotFound, UnknownModel
+from deployments.errors import LeaseLost, NotLastTurn, PartUnavailable, RetinaError, SessionNotFound, UnknownModel
 from deployments.images.secret import open_secret, tenant_secret
 from deployments.metrics import Metrics
 from deployments.record_types import Record, RecordKind
@@ -193,8 +193,15 @@ class Router:
         self._leases.wake(key)
         await self._records.trim(key.tenant, {record.kind for record in outcome.records})
         if change.before is None or change.before.summary is None:
-            await self._store.evict(key.tenant, self._config.session_router.max_sessions, now_s)
+            await self._evict(key.tenant, now_s)
         return change
+
+    async def _evict(self, tenant: str, now_s: float) -> None:
+        """After a session joined. A failure is logged: it does not undo what was stored."""
+        try:
+            await self._store.evict(tenant, self._config.session_router.max_sessions, now_s)
+        except PartUnavailable as error:
+            logger.warning("more sessions than allowed may be kept until the next one begins: %s", error)
 
     async def _delete(self, key: SessionKey) -> StoredSession | None:
         change = await self._store.update(key, lambda stored: None)

@@ -13,6 +13,8 @@ import pytest
 from benchmarks import processes
 from benchmarks.processes import NotStarted, ProcessTree, running
 
+pytestmark = pytest.mark.slow
+
 # A child in a session of its own, which ignores Ctrl-C, as its parent does.
 STUBBORN = """
 import signal, subprocess, sys, time

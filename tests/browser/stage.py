@@ -115,7 +115,12 @@ class Stage:
         whole = self.page.locator("article.assistant button", has_text="Copy")
         number = await whole.count()
         await self.type(question)
-        await whole.nth(number).wait_for()
+        await self.whole(number + 1)
+
+    async def whole(self, number: int) -> None:
+        """Waits until so many answers are there, and shown as markup."""
+        await self.page.locator("article.assistant button", has_text="Copy").nth(number - 1).wait_for()
+        await self.page.locator("article[aria-busy]").first.wait_for(state="detached")
 
     async def choose(self, data: bytes, name: str = "photo.png", media_type: str = "image/png") -> None:
         await self.by("file").set_input_files({"name": name, "mimeType": media_type, "buffer": data})

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from browser.stage import Cable, Server, Stage, open_cable, open_page, open_stage
 from ingress.bench import picture
-from playwright.async_api import Browser, BrowserContext, expect
+from playwright.async_api import Browser, BrowserContext, Route, expect
 
 from deployments.fakes import FakeGenerator, Gate
 
@@ -133,7 +133,7 @@ async def test_a_connection_that_breaks(cabled: tuple[Cable, Stage], after_chunk
     cable.mend()
     await expect(stage.answers).to_have_text([ANSWER])
     await expect(stage.by("status")).to_have_text("")
-    assert sum("/chat/streams/" in url for url in stage.requests) >= 1
+    assert sum("/chat/streams/" in url for url in stage.requests) >= 2
 
 
 async def test_a_connection_that_breaks_again_and_again(cabled: tuple[Cable, Stage]) -> None:
@@ -161,6 +161,39 @@ async def test_stopping_while_the_connection_is_broken(cabled: tuple[Cable, Stag
     await asyncio.wait_for(gate.left.wait(), 10)
     await expect(stage.answers).to_have_text([FIRST_WORDS])
     await expect(stage.page.locator("article.assistant .note")).to_contain_text("stopped")
+
+
+@pytest.mark.parametrize("got_it", [True, False])
+async def test_a_connection_that_breaks_before_the_question_is_confirmed(stage: Stage, got_it: bool) -> None:
+    async def break_off(route: Route) -> None:
+        if got_it:
+            await route.fetch()  # until the answer is whole
+        await route.abort()
+
+    await stage.ask("first")
+    await stage.page.route("**/chat", break_off)
+    await stage.type("second")
+    await expect(stage.by("problem")).to_contain_text("before the server said that it has your question")
+    await expect(stage.by("question")).to_have_value("second")
+    await stage.page.unroute("**/chat")
+    await stage.by("retry").click()
+    await expect(stage.questions).to_have_text(["first", "second"])
+    await expect(stage.answers.last).to_contain_text("I remember 2 messages")  # asked once
+    await expect(stage.by("question")).to_have_value("")
+    await expect(stage.by("problem")).to_be_hidden()
+    await stage.page.reload()
+    await expect(stage.questions).to_have_text(["first", "second"])
+
+
+async def test_a_question_as_before_is_asked_again(stage: Stage) -> None:
+    await stage.ask("same")
+    await stage.page.route("**/chat", lambda route: route.abort())
+    await stage.type("same")
+    await expect(stage.by("problem")).to_contain_text("Try again: if it was answered meanwhile")
+    await stage.page.unroute("**/chat")
+    await stage.by("retry").click()
+    await expect(stage.questions).to_have_text(["same", "same"])
+    await expect(stage.answers).to_have_count(2)
 
 
 async def test_a_browser_that_stores_nothing(server: Server, browser: Browser) -> None:

@@ -3,44 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from browser.attacks import ATTACKS
 from browser.stage import Stage
 from playwright.async_api import expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
-ATTACKS = (
-    "<script>window.hit = 1</script>",
-    "<img src=x onerror='window.hit = 1'>",
-    "<svg onload='window.hit = 1'><a xlink:href='javascript:window.hit=1'>x</a></svg>",
-    "<iframe srcdoc='<script>parent.hit = 1</script>'></iframe>",
-    "<style>@import url(https://evil.example/x.css); body { display: none }</style>",
-    "<link rel=stylesheet href=https://evil.example/x.css>",
-    "<meta http-equiv=refresh content='0;url=https://evil.example/'>",
-    "<base href=https://evil.example/>",
-    "<form action=https://evil.example/><button>x</button></form>",
-    "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror=window.hit=1&gt;'>",
-    "[click](javascript:window.hit=1)",
-    "[click](JaVaScRiPt:window.hit=1)",
-    "[click](java&#115;cript:window.hit=1)",
-    "[click](&#x6A;avascript:window.hit=1)",
-    "[click](data:text/html,<script>opener.hit=1</script>)",
-    "[click](vbscript:x)",
-    "[click](blob:https://evil.example/x)",
-    "[click](file:///etc/passwd)",
-    "<javascript:window.hit=1>",
-    '[click](https://fine.example/"onmouseover="window.hit=1)',
-    "![x](https://evil.example/pixel.png)",
-    "![x](//evil.example/pixel.png)",
-    '![x](x"onerror="window.hit=1)',
-    "![x][ref]\n\n[ref]: https://evil.example/pixel.png",
-    "`<img src=https://evil.example/pixel.png>`",
-    "```html\n<img src=https://evil.example/pixel.png onerror='window.hit=1'>\n```",
-    '```x"onmouseover="window.hit=1\ncode\n```',
-    "# <img src=https://evil.example/pixel.png>",
-    "| <img src=https://evil.example/a.png> | b |\n|---|---|\n| ![x](https://evil.example/b.png) | d |",
-    "- [ ] <input autofocus onfocus='window.hit=1'>",
-)
-PLAIN = "a blockquote br code del em h3 h4 h5 h6 hr li ol p pre strong table tbody td th thead tr ul".upper().split()
+PLAIN = "a blockquote br code em h3 h4 h5 h6 hr li ol p pre s strong table tbody td th thead tr ul".upper().split()
 
 
 @pytest.mark.parametrize("where", ["answer", "question"])
@@ -51,7 +20,7 @@ async def test_attacks_are_inert(stage: Stage, where: str) -> None:
     await stage.ask(text if where == "question" else "Hello")
     await _assert_inert(stage)
     await stage.page.reload()  # from the history as well
-    await expect(stage.answers).to_have_count(1)
+    await stage.whole(1)
     await _assert_inert(stage)
 
 
@@ -76,7 +45,7 @@ async def _assert_inert(stage: Stage) -> None:
 async def test_markdown_is_shown_as_such(stage: Stage) -> None:
     stage.server.models["fake"].text = (
         "# Title\n\n**bold** and *soft*, `code`\nnew line\n\n- one\n- two\n\n3. three\n\n"
-        "| a | b |\n|---|---|\n| c | d |\n\n"
+        "| a | b |\n|---|---|\n| c | d |\n\n~~gone~~\n\n- [x] done\n\n"
         "```py\nx = 1 < 2\n```\n\n[site](https://example.com/?a=1&b=2) https://example.org ![cat](https://example.com/c.png)"
     )
     await stage.ask("Hello")
@@ -85,7 +54,9 @@ async def test_markdown_is_shown_as_such(stage: Stage) -> None:
         "h3": "Title",
         "strong": "bold",
         "em": "soft",
-        "ul li:last-child": "two",
+        "ul:nth-of-type(1) li:last-child": "two",
+        "ul:nth-of-type(2) li": "☑ done",
+        "s": "gone",
         "ol[start='3'] li": "three",
         "td:last-child": "d",
         "pre code": "x = 1 < 2\n",
@@ -98,13 +69,15 @@ async def test_markdown_is_shown_as_such(stage: Stage) -> None:
     await expect(text.locator("img")).to_have_count(0)
 
 
-async def test_strings_become_markup_through_dompurify_only(stage: Stage) -> None:
+async def test_strings_become_markup_by_one_policy_only(stage: Stage) -> None:
     with pytest.raises(Exception, match="TrustedHTML"):
         await stage.page.evaluate("document.body.innerHTML = '<b>x</b>'")
     with pytest.raises(Exception, match="TrustedScriptURL"):
         await stage.page.evaluate("document.createElement('script').src = 'x.js'")
     with pytest.raises(Exception, match="Policy"):
         await stage.page.evaluate("trustedTypes.createPolicy('mine', {})")
+    with pytest.raises(Exception, match="Policy"):  # taken already
+        await stage.page.evaluate("trustedTypes.createPolicy('retina-markdown', {})")
     stage.problems.clear()
 
 

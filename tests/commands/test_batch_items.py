@@ -133,3 +133,10 @@ def test_only_models_that_are_asked_are_loaded() -> None:
     assert models_of(lines, Defaults("caption", {}), config) == ["first", "finder"]
     assert models_of(lines[:1], Defaults("caption", {"model": "third"}), config) == ["third"]
     assert models_of([Given("1", {"task": "chat", "question": "x"})], CAPTIONS, config) == ["first"]
+
+
+def test_an_item_that_cannot_be_says_what_it_was_to_be() -> None:
+    gone = item({"id": "x", "image": "no-such.png"})
+    assert (gone.id, gone.task, gone.image) == ("x", "caption", "no-such.png")
+    nameless = item({"image": "a.png", "task": "paint"})
+    assert (nameless.task, nameless.image) == ("", None)

@@ -13,6 +13,8 @@ from commands.stage import BreakingProxy, begin, config_file, end, gate_models, 
 from deployments.fakes import Gate
 from deployments.ingress.tenants import PUBLIC_TENANT
 
+pytestmark = pytest.mark.slow
+
 
 async def _has_come(process: asyncio.subprocess.Process, words: bytes) -> bytes:
     assert process.stdout is not None

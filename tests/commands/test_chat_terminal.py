@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from commands.stage import ENDS_WITHIN_S, ROOT, config_file, environment, obey_sigint
 
+pytestmark = pytest.mark.slow
+
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[()][A-Z0-9]|[=>])")
 
 

@@ -66,3 +66,10 @@ def test_checkpoints_that_cannot_be(tmp_path: Path, model: dict[str, str], said:
 def test_nonsense_is_named_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"args\.ingress\.colour"):
         check(config_file(tmp_path, ingress={"colour": "red"}))
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"config\.yaml is not YAML"):
+        check(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deployments.commands import serve as command
+from deployments.errors import StartupError
 from deployments.serve_settings import CLUSTER_SETTINGS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,3 +61,11 @@ def test_a_ray_that_is_there_is_left_as_it_is(started: dict[str, str], monkeypat
     run()
     assert started["RAY_ADDRESS"] == "ray.example:6379"
     assert not started.keys() & CLUSTER_SETTINGS.keys()
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.local.open_graph", None)  # would raise TypeError
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartupError, match=f"127.0.0.1:{port}: Address already in use"):
+            command.serve(ROOT / "configs" / "fake.yaml", in_process=True, port=port)

@@ -63,6 +63,7 @@ def test_version_and_exit_codes() -> None:
         ("get", "no-slash"),
         ("bench", "--server", "http://example.com"),
         ("bench", "--users", "0"),
+        ("serve", "--in-process", "--port", "70000"),
         ("chat", "--server", "http://127.0.0.1:9", "--config", "configs/fake.yaml"),
     ],
     ids=" ".join,

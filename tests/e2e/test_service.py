@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,24 @@ def test_readme_curl_lines_work_as_pasted(service: Service, tmp_path: Path) -> N
     ]
     assert all(set(chat) == REPLY_KEYS for chat in chats)
     assert any("Ada" in chat["response"] for chat in chats if "What is my name" in chat["message"])
+
+
+def test_readme_python_blocks_that_ask_the_service_work_as_pasted(service: Service, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text().replace("localhost:8000", f"127.0.0.1:{service.port}")
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    (tmp_path / "photo.jpg").write_bytes((ROOT / "demo" / "images" / "blue-square-and-yellow-star.jpg").read_bytes())
+    outputs = []
+    for block in blocks:
+        if f"127.0.0.1:{service.port}" in block:
+            command = [sys.executable, "-c", block]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, f"{block}\n{done.stderr}"
+            outputs.append(done.stdout)
+    socket, completion, parsed, responses = outputs
+    assert "Hello Ada! Nice to meet you." in socket
+    assert "blue square at the top left" in completion
+    assert "color=" in parsed
+    assert "It is yellow." in responses
 
 
 def _run_curl(line: str, settings: str, folder: Path) -> str:

@@ -12,6 +12,8 @@ import pytest
 from fake_service import ROOT
 from needed_programs import require_program
 
+pytestmark = pytest.mark.slow
+
 FIRST = 'You asked: "What do you see in this image?"'
 NEXT = 'You asked: "How many shapes are there?"'
 

@@ -32,23 +32,25 @@ def config_of(family: str, mode: str, dtype: str) -> RetinaConfig:
     return RetinaConfig.model_validate({"models": [model], "generator": generator})
 
 
+opened: list[Engine] = []
+
+
 @cache
 def open_demo_engine(family: str, mode: str = "batch", dtype: str = "float32") -> Engine:
     from deployments.generator.engine import open_engine
 
-    return open_engine(config_of(family, mode, dtype), "m", LetterEncoder())
+    opened.append(open_engine(config_of(family, mode, dtype), "m", LetterEncoder()))
+    return opened[-1]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_engines() -> Iterator[None]:
     yield
-    for family in FAMILIES:
-        for mode in ("batch", "simple"):
-            for dtype in ("float32", "bfloat16"):
-                engine = open_demo_engine(family, mode, dtype)
-                assert engine.wait_idle(WAIT_S)
-                engine.close()
     open_demo_engine.cache_clear()
+    while opened:
+        engine = opened.pop()
+        assert engine.wait_idle(WAIT_S)
+        engine.close()
 
 
 async def answer(engine: Engine, request: GenerateRequest, schema: object) -> Any:

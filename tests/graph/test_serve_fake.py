@@ -5,45 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
+from fake_service import fake_service
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
-def url(tmp_path: Path, unused_tcp_port: int) -> Iterator[str]:
-    config = yaml.safe_load((ROOT / "configs" / "fake.yaml").read_text())
-    config["applications"][0]["args"]["data_dir"] = str(tmp_path / "data")
-    path = tmp_path / "fake.yaml"
-    path.write_text(yaml.safe_dump(config))
-    words = ["serve", "--in-process", "--config", str(path), "--port", str(unused_tcp_port)]
-    program = [sys.executable, "-c", "from deployments.cli import main; main()", *words]
-    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE) as process:
-        url = f"http://127.0.0.1:{unused_tcp_port}"
-        try:
-            _wait_for(url, process)
-            yield url
-        finally:
-            process.terminate()
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the server ended by itself"
-        try:
-            httpx.get(f"{url}/readyz").raise_for_status()
-        except httpx.HTTPError:
-            time.sleep(0.05)
-        else:
-            return
-    raise AssertionError("not ready within 60 s")
+def url(tmp_path: Path) -> Iterator[str]:
+    with fake_service(tmp_path) as address:
+        yield address
 
 
 def test_the_page_and_a_streamed_turn(url: str) -> None:
@@ -103,3 +81,11 @@ def test_what_ray_would_wait_for_in_vain_ends_at_once(tmp_path: Path, change: di
     )
     assert done.returncode == 1
     assert said in done.stderr
+
+
+def test_a_service_that_is_told_to_end_closes_what_it_opened(tmp_path: Path) -> None:
+    with fake_service(tmp_path) as url:
+        httpx.post(f"{url}/chat", data={"message": "Hello"}).raise_for_status()
+    log = (tmp_path / "log").read_text()
+    assert "Application shutdown complete" in log
+    assert "Traceback" not in log

@@ -50,7 +50,6 @@ DIED = PartUnavailable("died")
     ("failures", "answered"),
     [
         ([], [()]),
-        ([(0, DIED)], [(), ()]),
         ([(1, DIED)], [(), (10,)]),
         ([(2, DIED)], [(), (10, 11)]),
         ([(1, None)], [(), (10,)]),  # it stops in the middle
@@ -62,6 +61,13 @@ async def test_every_token_comes_once(failures: list[tuple[int, RetinaError | No
     generator = Dying(failures)
     assert await collect(generator) == list(CHUNKS)
     assert generator.answered == answered
+
+
+async def test_what_dies_before_its_first_token_is_not_shown_to_the_next_replica() -> None:
+    generator = Dying([(0, DIED)])
+    with pytest.raises(PartUnavailable, match="died"):
+        await collect(generator)
+    assert generator.answered == [()]
 
 
 async def test_it_comes_to_its_own_end() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from ingress.bench import BuildBench, collect, open_turns, stored, turn
 
-from deployments.errors import DeadlineExceeded
+from deployments.errors import DeadlineExceeded, PartUnavailable
 from deployments.fakes import FakeGenerator, Gate
 from deployments.ingress.turns import TurnChunk, TurnStarted
 from deployments.session_router.service import Router
@@ -46,6 +46,27 @@ class HeldRouter:
         self.reached.set()
         await self.may_close.wait()
         return await self.inner.close_turn(outcome)
+
+
+class ForgetfulRouter(HeldRouter):
+    """Stores no answer."""
+
+    async def close_turn(self, outcome: TurnOutcome) -> int:
+        assert self.inner is not None
+        if outcome.answer is not None:
+            raise PartUnavailable("the disk is full")
+        return await self.inner.close_turn(outcome)
+
+
+async def test_an_answer_that_cannot_be_stored_leaves_the_session_free(build_bench: BuildBench) -> None:
+    router = ForgetfulRouter()
+    router.may_open.set()
+    bench = build_bench(wrap_router=router.around)
+    with pytest.raises(PartUnavailable, match="full"):
+        await bench.turns.reply(turn())
+    await bench.turns.drain()
+    assert await open_turns(bench) == 0
+    assert await stored(bench) == 0
 
 
 # ------------------------------------------------------------------------------------- cancelled

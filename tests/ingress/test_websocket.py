@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from ingress.bench import Bench, BuildBench, data_url, picture, serving, stored
@@ -187,6 +188,8 @@ async def test_stop_must_name_one_of_several(build_bench: BuildBench) -> None:
         ('{"type":"ping","id":7}', "id", "string"),
         ('{"type":"ping","id":"\\ud800"}', "id", "string"),
         ('{"type":"resume","stream_id":"a","after":-2}', "after", "-1"),
+        ('{"type":"resume","stream_id":"\\ud800"}', "stream_id", "there is no stream"),
+        ('{"type":"stop","stream_id":"\\ud800"}', "stream_id", "there is no stream"),
     ],
 )
 async def test_bad_messages_are_events_and_the_socket_stays(
@@ -237,6 +240,31 @@ async def test_pages_from_elsewhere_may_not_open_sockets(bench: Bench, origin: s
         async with connected(address, origin=address) as client:
             assert text_of(await client.ask()) == ANSWER
     assert bench.turns.metrics.snapshot()["ingress_sockets.refused"] == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "is_let_in"),
+    [
+        ("retina.example", "https://retina.example", True),
+        ("retina.example:443", "https://retina.example", True),
+        ("Retina.example:80", "http://retina.example", True),
+        ("retina.example", "https://retina.example:443", True),
+        ("retina.example:8443", "https://retina.example", False),
+        ("retina.example:443", "http://retina.example", False),
+        ("retina.example:80", "http://retina.example.evil", False),
+    ],
+)
+async def test_a_proxy_may_name_the_schemes_own_port(bench: Bench, host: str, origin: str, is_let_in: bool) -> None:
+    async with serving(bench.app) as address:
+        name, port = address.removeprefix("http://").split(":")
+        there: dict[str, Any] = {"host": name, "port": int(port), "origin": origin}
+        if is_let_in:
+            async with connected(f"http://{host}", **there) as client:
+                assert text_of(await client.ask()) == ANSWER
+        else:
+            with pytest.raises(InvalidStatus, match="403"):
+                async with connected(f"http://{host}", **there):
+                    raise AssertionError
 
 
 async def test_no_more_than_max_sockets(build_bench: BuildBench) -> None:

@@ -199,3 +199,22 @@ async def test_outcomes_without_records_are_as_before(alice, router: Router) -> 
     stored = await router._store.read(SessionKey("tenant", "s"))
     assert stored.lease is None
     assert (await router.statistics())["records"] == 0
+
+
+# ------------------------------------------------------------------------------- the store's limits
+
+
+async def test_a_commit_whose_tidying_up_fails_is_a_commit(
+    alice, router: Router, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_args: object, **_named: object) -> int:
+        raise PartUnavailable("the store is away")
+
+    monkeypatch.setattr(router._store, "trim_records", fail)
+    monkeypatch.setattr(router._store, "evict", fail)
+    turn = await alice.open("s", "one")
+    assert await alice.close(turn, "1", record("a")) == 2
+    await router.put_record("tenant", record("b"))
+    assert await alice.texts("s") == ["one", "1"]
+    assert set(await ids(router)) == {"a", "b"}
+    assert caplog.text.count("the store is away") == 3

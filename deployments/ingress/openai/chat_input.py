@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from deployments.errors import InvalidRequest
-from deployments.ingress.completions import CompletionInput, choose_conversation_model
+from deployments.ingress.completions import CompletionInput, affinity_of, choose_conversation_model
 from deployments.ingress.openai.chat_schemas import (
     ChatCompletionRequest,
     Format,
@@ -18,7 +18,7 @@ from deployments.ingress.openai.picture_parts import read_pictures
 from deployments.ingress.request_id import current_request_id
 from deployments.ingress.services import Services
 from deployments.ingress.turn_types import SHOWN_DIGITS, SamplingWish
-from deployments.types import Grammar, Message
+from deployments.types import Grammar
 
 NUM_SEEDS = 2**63
 
@@ -41,14 +41,14 @@ async def to_input(asked: ChatCompletionRequest, services: Services, tenant: str
         model=model,
         sampling=sampling,
         num_choices=asked.n or 1,
-        affinity=_affinity(asked, messages),
+        affinity=affinity_of(asked.prompt_cache_key or asked.safety_identifier or asked.user, messages),
     )
 
 
 def _check_together(asked: ChatCompletionRequest) -> None:
     if asked.stream_options is not None and not asked.stream:
         raise InvalidRequest("stream_options is only for stream: true", "stream_options")
-    if asked.top_logprobs is not None and not asked.logprobs:
+    if asked.top_logprobs and not asked.logprobs:
         raise InvalidRequest("top_logprobs is only for logprobs: true", "top_logprobs")
     if asked.max_tokens is not None and asked.max_completion_tokens not in (None, asked.max_tokens):
         raise InvalidRequest("max_tokens and max_completion_tokens differ; send one of them", "max_completion_tokens")
@@ -96,17 +96,3 @@ def schema_grammar(schema: Mapping[str, object], place: str) -> Grammar:
         return Grammar("json_schema", json.dumps(schema, allow_nan=False))
     except ValueError as error:  # Python reads more than JSON has
         raise InvalidRequest(f"the schema is not JSON: {error}", place) from error
-
-
-def _affinity(asked: ChatCompletionRequest, messages: Sequence[Message]) -> str:
-    """Requests with the same beginning go where it is remembered. The kinds are told apart: a client's key must not
-    be able to stand for another request's picture.
-    """
-    key = asked.prompt_cache_key or asked.safety_identifier or asked.user
-    if key:
-        return f"key\0{key}"
-    for message in messages:
-        if message.images:
-            return f"image\0{message.images[0].id}"
-    num_first = next(index for index, message in enumerate(messages) if message.role == "user") + 1
-    return "\0".join(["text", *(message.text for message in messages[:num_first])])

@@ -10,6 +10,7 @@ from pydantic.config import JsonDict
 from deployments.ingress.body import Body
 from deployments.ingress.openai.message_schemas import NO_AUDIO, NO_TOOLS, MessageBody, NoItems
 from deployments.ingress.openai.refusing import refusing
+from deployments.ingress.sampling_schemas import Stop, as_list
 
 MAX_KEY_CHARS = 512
 RED_SQUARE = (
@@ -31,14 +32,9 @@ EXAMPLE: JsonDict = {
 LEAST_SEED, MOST_SEED = -(2**63), 2**63 - 1
 
 
-def _as_list(given: object) -> object:
-    return [given] if isinstance(given, str) else given
-
-
 Key = Annotated[str, Field(max_length=MAX_KEY_CHARS)]  # "" is none: some clients always send it
 Number = Annotated[float, Field(allow_inf_nan=False)]
 NoEntries = Annotated[dict[str, None], Field(max_length=0)]
-Stop = Annotated[str, Field(min_length=1)]
 TokenLimit = Annotated[int, Field(ge=1)]
 
 
@@ -87,7 +83,7 @@ class ChatFields(Body):
     max_completion_tokens: TokenLimit | None = Field(
         None, description="Up to the model's max_output_tokens; left out, its default."
     )
-    stop: Annotated[list[Stop] | None, BeforeValidator(_as_list)] = Field(
+    stop: Annotated[list[Stop] | None, BeforeValidator(as_list)] = Field(
         None, description="One or several; the answer ends before the first of them."
     )
     response_format: Format | None = Field(

@@ -14,6 +14,7 @@ from deployments.ingress.error_replies import shorten
 from deployments.ingress.form_body import media_type, read_object
 
 Asked = TypeVar("Asked", bound=BaseModel)
+NO_OBJECT = "Input should be an object"
 NO_TAG = ("union_tag_invalid", "union_tag_not_found")
 
 
@@ -29,7 +30,7 @@ async def read_json(request: Request, model: type[Asked]) -> Asked:
         return model.model_validate(fields, strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        raise RequestValidationError([{**each, "loc": tuple(_place(each, fields))} for each in problems]) from error
+        raise RequestValidationError([_in_terms_of_json(each, fields) for each in problems]) from error
 
 
 def document_json(model: type[BaseModel]) -> dict[str, Any]:
@@ -39,16 +40,27 @@ def document_json(model: type[BaseModel]) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": whole}}}
 
 
+def _in_terms_of_json(problem: Mapping[str, Any], body: object) -> dict[str, Any]:
+    """pydantic's words name our classes where an object is missing."""
+    words = NO_OBJECT if problem["type"] in ("model_type", "dict_type") else problem["msg"]
+    return {**problem, "loc": tuple(_place(problem, body)), "msg": words}
+
+
 def _place(problem: Mapping[str, Any], body: object) -> Iterator[int | str]:
     """The steps that lead through the body; a step that is neither in it nor the last one is a member of a union."""
     steps: Sequence[int | str] = problem["loc"]
-    here = body
+    here, is_told = body, False
     for position, step in enumerate(steps):
-        is_missing = problem["type"] == "missing" and position == len(steps) - 1
+        is_last = position == len(steps) - 1
+        is_missing = problem["type"] == "missing" and is_last
+        # Which member it is comes first, and once: parts of `type` text have a field `text`, too.
+        if isinstance(here, Mapping) and here.get("type") == step and not (is_told or is_last):
+            is_told = True
+            continue
         if isinstance(here, Mapping) and step in here:
-            here = here[str(step)]
+            here, is_told = here[str(step)], False
         elif isinstance(here, list) and isinstance(step, int):
-            here = here[step]
+            here, is_told = here[step], False
         elif not is_missing:
             continue
         yield step

@@ -18,12 +18,19 @@ def check_request(asked: CreateResponse) -> None:
 
 
 def check_text_of(asked: BaseModel, left_out: Set[str] = frozenset()) -> None:
-    """Raises InvalidRequest for half characters."""
+    """Raises InvalidRequest for half characters, and for what is nested too deep to be stored."""
     for name in sorted(asked.model_fields_set - left_out):
         try:
             asked.model_dump_json(include={name}, by_alias=True)
         except PydanticSerializationError as error:
-            raise InvalidRequest(f"{name} holds half of a surrogate pair, which is no character", name) from error
+            raise InvalidRequest(f"{name} {_explain(error)}", name) from error
+
+
+def _explain(error: PydanticSerializationError) -> str:
+    """pydantic tells them apart in words alone."""
+    if "surrogates" in str(error):
+        return "holds half of a surrogate pair, which is no character"
+    return "is nested too deep"
 
 
 def _check_together(asked: CreateResponse) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from deployments.errors import InvalidRequest, MessageTooLong, RecordNotFound
 from deployments.ingress.completion_types import CompletionInput
-from deployments.ingress.completions import choose_conversation_model
+from deployments.ingress.completions import affinity_of, choose_conversation_model
 from deployments.ingress.error_replies import shorten
 from deployments.ingress.request_id import current_request_id
 from deployments.ingress.responses.checks import check_request
@@ -73,7 +73,7 @@ class Plan:
             messages=messages,
             model=self.model,
             sampling=self.sampling,
-            affinity=_affinity(self.key, messages),
+            affinity=affinity_of(self.key, messages),
             keeps_all=self.keeps_all,
         )
 
@@ -200,16 +200,6 @@ def _that_fit(context: tuple[Message, ...], max_chars: int) -> tuple[Message, ..
     if not (kept and lost):
         return kept
     return (replace(kept[0], content=(ImagePart(lost[-1]), *kept[0].content)), *kept[1:])
-
-
-def _affinity(key: str | None, messages: tuple[Message, ...]) -> str:
-    """As of chat completions: requests with the same beginning go where it is remembered."""
-    if key is not None:
-        return f"key\0{key}"
-    if images := _pictures(messages):
-        return f"image\0{images[0].id}"
-    num_first = next(index for index, message in enumerate(messages) if message.role == "user") + 1
-    return "\0".join(["text", *(message.text for message in messages[:num_first])])
 
 
 def _new_session_id() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from deployments.errors import InvalidRequest
 from deployments.ingress.body import Body
@@ -20,7 +20,7 @@ from deployments.ingress.responses.resource import (
     TextFormat,
     TextSettings,
 )
-from deployments.ingress.sampling_schemas import Stop
+from deployments.ingress.sampling_schemas import Stop, as_list
 from deployments.ingress.turn_types import SamplingWish
 from deployments.types import Grammar
 
@@ -67,6 +67,7 @@ class TextAsked(Body):
 class ReasoningAsked(Body):
     effort: Annotated[Literal["none"] | None, refusing("these models do not reason first", "none")] = None
     summary: Annotated[None, refusing("these models do not reason first")] = None
+    generate_summary: Annotated[None, refusing("these models do not reason first")] = None
 
 
 Metadata = Annotated[
@@ -110,8 +111,10 @@ class CreateResponse(Body):
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="So many of the likeliest tokens beside each one of the answer."
     )
-    include: list[Literal["message.output_text.logprobs"]] | None = Field(
-        None, description="Tell how probable each token of the answer was; `top_logprobs` alone does, too."
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(
+        None,
+        description="Tell how probable each token of the answer was; `top_logprobs` alone does, too. There is no "
+        "reasoning, encrypted or not.",
     )
     presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
@@ -125,7 +128,9 @@ class CreateResponse(Body):
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="Not OpenAI's. Makes answers with a temperature repeatable."
     )
-    stop: list[Stop] | None = Field(None, description="Not OpenAI's. The answer ends before the first of these.")
+    stop: Annotated[list[Stop] | None, BeforeValidator(as_list)] = Field(
+        None, description="Not OpenAI's. One or several; the answer ends before the first of them."
+    )
     text: TextAsked | None = None
     reasoning: ReasoningAsked | None = None
     truncation: Literal["auto", "disabled"] | None = Field(
@@ -140,6 +145,13 @@ class CreateResponse(Body):
     service_tier: Annotated[
         Literal["auto", "default"] | None, refusing("there is one service tier, `default`", "auto", "default")
     ] = None
+    prompt: Annotated[None, refusing("prompts are not stored here; send instructions and input")] = None
+    prompt_cache_retention: Annotated[
+        Literal["in_memory"] | None, refusing("beginnings are remembered in memory only", "in_memory")
+    ] = None
+    prompt_cache_options: Annotated[None, refusing("remembering beginnings has no options here")] = None
+    context_management: Annotated[None, refusing("contexts are not compacted; `truncation` cuts them")] = None
+    moderation: Annotated[None, refusing("there is no moderation here")] = None
     metadata: Metadata | None = None
     user: str | None = Field(
         None, max_length=512, description="Told back. Without a conversation: as `prompt_cache_key`."

@@ -86,9 +86,16 @@ class Heart:
         live.read_s = max(live.read_s, sign.read_s)
         if owned.readers[live.hold.key]:
             live.read_s = owned.clock()
-        # A beat is what the first reader has to come, also where nothing is kept for anybody.
-        elif not live.is_background and owned.clock() - live.read_s > max(owned.config.keep_s, owned.pace.beat_s):
+        elif not live.is_background and owned.clock() - live.read_s > self._patience_s(live, sign):
             owned.abandon(live)
+
+    def _patience_s(self, live: LiveStream, sign: Sign) -> float:
+        """How long without a sign of a reader. Of one elsewhere it comes once a beat, and may be late.
+
+        A beat is what the first reader has to come, also where nothing is kept for anybody.
+        """
+        pace = self._owned.pace
+        return max(self._owned.config.keep_s, pace.stale_s if sign.read_s == live.read_s else pace.beat_s)
 
     async def _end_stray(self, sign: Sign) -> None:
         """Its store failed when its end was to be written, or whoever began it left in that instant."""

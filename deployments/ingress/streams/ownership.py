@@ -146,8 +146,13 @@ class Ownership:
         now_s = self.clock()
         with self._starting(hold.key):
             taken = await self.store.take_over(hold, self.owner, now_s, now_s - self.pace.stale_s)
-            if taken is not None:
+            if taken is None:
+                return
+            try:
                 self._go_on(taken)
+            except Exception:  # its plan is none that this version can read
+                log.exception("stream %s cannot go on", hold.key.stream_id)
+                self.may_have_strays = True  # the next heartbeat ends it
 
     def _go_on(self, taken: TakenLog) -> None:
         plan = plan_from_json(taken.plan)
@@ -184,12 +189,14 @@ class Ownership:
 
     async def _drive(self, live: LiveStream, request_id: str) -> None:
         key = live.hold.key
-        with named_request(request_id):
-            await live.drive()
-            if live.is_stray:
-                self.may_have_strays = True
-            elif not live.has_ended:
-                await self._release(live)
+        try:
+            with named_request(request_id):
+                await live.drive()
+                if live.is_stray:
+                    self.may_have_strays = True
+                elif not live.has_ended:
+                    await self._release(live)
+        finally:
             if self.live.get(key) is live:
                 del self.live[key]
 

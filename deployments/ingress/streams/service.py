@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from deployments.config import RetinaConfig
 from deployments.errors import InvalidRequest, StreamNotFound
+from deployments.ingress.error_replies import shorten
 from deployments.ingress.streams.heart import Heart
 from deployments.ingress.streams.log_entry import entry_from_json
 from deployments.ingress.streams.ownership import Ownership, Pace
@@ -19,6 +20,7 @@ from deployments.ingress.turns import Turns
 from deployments.types import Json
 
 MAX_SEED = 2**63
+MAX_INDEX = 2**63 - 1  # that a store can look for; nothing comes behind it
 
 
 class Streams:
@@ -64,7 +66,7 @@ class Streams:
             num_events, has_ended = view.num_entries, view.has_ended
         if not -1 <= after < num_events:
             raise InvalidRequest(
-                f"stream {stream_id!r} has {num_events} events until now; it has none {after}", "after"
+                f"stream {stream_id!r} has {num_events} events until now; it has none {shorten(str(after))}", "after"
             )
         return after + 1 < num_events or not has_ended
 
@@ -146,11 +148,12 @@ class Streams:
             look_s = min(2 * look_s, self._owned.pace.longest_look_s)
 
     async def _view(self, key: StreamKey, after: int = -1) -> LogView:
-        view = await self._store.read(key, after)
+        # Ids are ASCII. What a client made up may hold half a surrogate pair, which no store can look for.
+        view = await self._store.read(key, min(after, MAX_INDEX)) if key.stream_id.isascii() else None
         if view is None or view.expires_s <= self._owned.clock():
             raise StreamNotFound(
-                f"there is no stream {key.stream_id!r}, or not any more; streams are kept for those who ask with "
-                "resumable",
+                f"there is no stream {shorten(key.stream_id)!r}, or not any more; streams are kept for those who ask "
+                "with resumable",
                 "stream_id",
             )
         return view

@@ -1,7 +1,8 @@
 // One question under way: asked, followed over broken connections, stopped. Every piece of its text is taken once.
 import * as api from "./api.js";
-import { eventsOf } from "./events.js";
+import { listen } from "./events.js";
 
+const UNSURE = "The connection broke off before the server said that it has your question.";
 const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS] = [300, 8_000];
 
 // Dispatches "change". `phase` is sending (the picture), asking, waiting (for the first word), streaming or broken, and in the end done, failed or
@@ -12,6 +13,7 @@ export class Answer extends EventTarget {
   reply = null; // of done
   error = null; // of failed
   isStopping = false;
+  #hangUp = null; // ends the request that asked
   #index = -1; // of the event taken last
   #numBreaks = 0; // since then
   #leaving = new AbortController();
@@ -29,7 +31,8 @@ export class Answer extends EventTarget {
   // Asks, or goes on with a stream from its beginning. Never throws.
   async run() {
     try {
-      await this.#follow(this.streamId ? null : await this.#ask());
+      if (!this.streamId) await this.#ask();
+      await this.#follow();
     } catch (error) {
       this.error = error;
       this.#enter(error.name === "AbortError" ? "stopped" : "failed");
@@ -59,34 +62,41 @@ export class Answer extends EventTarget {
     }
     const { question: message, sessionId: session_id, model, imageId: image_id } = this;
     const fields = Object.entries({ message, session_id, model, image_id }).filter(([, value]) => value);
-    return api.ask(Object.fromEntries(fields), this.#leaving.signal);
+    try {
+      const { streamId, hangUp } = await api.ask(Object.fromEntries(fields), this.#leaving.signal);
+      this.streamId = streamId;
+      this.#hangUp = hangUp;
+      this.#changed();
+    } catch (error) {
+      if (error.code === "unreachable" && navigator.onLine) throw new api.ServerError(UNSURE, { code: "unsure" });
+      throw error;
+    }
   }
 
-  async #follow(response) {
+  async #follow() {
     for (;;) {
       try {
-        response ??= await api.follow(this.streamId, this.#index);
-        for await (const event of eventsOf(response)) {
-          this.#take(event);
-          if (this.hasEnded) return;
-        }
+        await listen(api.streamAddress(this.streamId, this.#index), (event) => this.#take(event));
+        if (this.hasEnded) return;
+        this.#enter("broken");
+        await api.checkStream(this.streamId, this.#index);
       } catch (error) {
-        if (!isBreak(error)) throw error;
+        if (!error.isPassing) throw error;
       }
-      if (!this.streamId) throw new api.ServerError("The connection broke off.");
-      response = null;
       await this.#pause();
     }
   }
 
+  // Returns whether it was the last one.
   #take({ index, name, data }) {
+    this.#hangUp?.().catch(() => {}); // broken off already
+    this.#hangUp = null;
     if (index !== null) {
-      if (index <= this.#index) return; // sent again
+      if (index <= this.#index) return false; // sent again
       if (index > this.#index + 1) throw new api.ServerError("A part of the answer is missing."); // asked for again
       [this.#index, this.#numBreaks] = [index, 0];
     }
     if (name === "start") {
-      this.streamId = data.stream_id;
       this.#enter("waiting");
     } else if (name === "chunk") {
       this.text += data.text;
@@ -98,6 +108,7 @@ export class Answer extends EventTarget {
       this.error = api.fromBody(data.error);
       this.#enter("failed");
     }
+    return this.hasEnded;
   }
 
   // However long it takes: the reader can stop, and the server says when it has forgotten the answer.
@@ -130,6 +141,3 @@ export class Answer extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 }
-
-// The network's own errors are TypeErrors.
-const isBreak = (error) => error instanceof TypeError || error.isPassing;

@@ -33,19 +33,30 @@ async function request(path, options = {}) {
   throw new ServerError(`The server answered ${response.status}.`, { status: response.status, code: "", retryAfterS: wait });
 }
 
+const asJson = (body) => ({ method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 const json = async (path, options) => (await request(path, options)).json();
 const history = (sessionId) => `chat/history/${encodeURIComponent(sessionId)}`;
 const stream = (streamId) => `chat/streams/${encodeURIComponent(streamId)}`;
 
-// The reply to these two is a stream of events.
-export function ask(question, signal) {
-  const body = JSON.stringify({ ...question, stream: true, resumable: true });
-  return request("chat", { method: "POST", headers: { "Content-Type": "application/json" }, body, signal });
+// Begins an answer. Returns its stream's id, and what to call as soon as somebody reads the stream: the reply to this
+// request is the same stream, and it is given up, for EventSource reads it better than we would.
+export async function ask(question, signal) {
+  const response = await request("chat", { ...asJson({ ...question, stream: true, resumable: true }), signal });
+  const address = new URL(response.headers.get("Content-Location"), response.url);
+  return { streamId: decodeURIComponent(address.pathname.split("/").at(-1)), hangUp: () => response.body.cancel() };
 }
 
-export const follow = (streamId, after, signal) => request(`${stream(streamId)}?after=${after}`, { signal });
+export const streamAddress = (streamId, after) => `${stream(streamId)}?after=${after}`;
+
+// Throws the ServerError for which nobody can read this stream; EventSource does not tell.
+export async function checkStream(streamId, after) {
+  const response = await request(streamAddress(streamId, after));
+  response.body?.cancel().catch(() => {}); // broken off already
+}
 
 export const stop = (streamId) => request(`${stream(streamId)}/stop`, { method: "POST" });
+
+export const renderMarkdown = async (texts) => (await json("ui/markdown", asJson({ texts }))).html;
 
 export async function upload(file, signal) {
   const body = new FormData();

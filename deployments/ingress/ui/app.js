@@ -73,7 +73,7 @@ function recall(sessionId, reply) {
   underWay.forget(sessionId);
   if (!isIn(reply, asked.question)) {
     composer.putBack(asked.question, asked.imageId ? Picture.stored(asked.imageId) : null);
-    composer.say("Your question was not asked yet: it is back in its box.");
+    composer.say("Your question may not have been asked: it is back in its box.");
   }
   return null;
 }
@@ -82,6 +82,8 @@ function isIn(reply, question) {
   const last = reply?.history.findLast(({ role }) => role === "user");
   return last?.content.some(({ type, text }) => type === "text" && text === question) ?? false;
 }
+
+const numQuestions = (reply) => reply.history.filter(({ role }) => role === "user").length;
 
 // ------------------------------------------------------------------------------- asking
 
@@ -159,7 +161,25 @@ async function giveUp(answer, view, isReopened) {
   if (isReopened && error?.code === "stream_not_found" && isIn(await readOrNull(sessionId), question)) return;
   composer.putBack(question, picture ?? (imageId ? Picture.stored(imageId) : null));
   if (answer.phase === "stopped") composer.say("Stopped. Your question is back in its box.");
-  else composer.showProblem(error, error.isPassing ? () => byId("form").requestSubmit() : null);
+  else if (error.code === "unsure") composer.showProblem(error, () => askUnlessAnswered(answer));
+  else composer.showProblem(error, error.isPassing ? composer.submit : null);
+}
+
+// A question that the server may have got.
+async function askUnlessAnswered(answer) {
+  const { sessionId, question } = answer;
+  let reply = null;
+  try {
+    reply = await readHistory(sessionId);
+  } catch (error) {
+    if (error.status !== 404) return composer.showProblem(error, () => askUnlessAnswered(answer));
+  }
+  if (openId !== sessionId) return;
+  const isAnswered = isIn(reply, question) && numQuestions(reply) > conversation.numQuestions();
+  if (!isAnswered || !composer.takeBack(question)) return composer.submit();
+  conversation.clear();
+  conversation.showHistory(reply);
+  conversation.showWelcome();
 }
 
 async function stop() {

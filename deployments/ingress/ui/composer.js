@@ -50,6 +50,14 @@ export function putBack(text, itsPicture) {
   if (itsPicture && !picture) showPicture(itsPicture);
 }
 
+// Empties the box, unless something else stands in it by now.
+export function takeBack(text) {
+  if (question.value.trim() !== text) return false;
+  question.value = "";
+  removePicture();
+  return true;
+}
+
 function showPicture(chosen) {
   picture = chosen;
   byId("picture").hidden = preview.hidden = !chosen;
@@ -77,7 +85,7 @@ function choose(chosen) {
   });
 }
 
-function submit() {
+export function submit() {
   const text = question.value.trim();
   if (send.hidden) return;
   if (!text) {

@@ -1,6 +1,6 @@
 // The conversation that is open: its history, its new messages, and the answer that comes in.
 import { byId } from "./elements.js";
-import { AnswerView, fromHistory, makeQuestion, textOf } from "./messages.js";
+import { AnswerView, fromHistory, makeQuestion, showMarkup, textOf } from "./messages.js";
 import { recallNotes } from "./notes.js";
 import { noteOf } from "./words.js";
 
@@ -17,10 +17,14 @@ export function showWelcome() {
   byId("welcome").hidden = main.querySelector("article") !== null;
 }
 
+export const numQuestions = () => main.querySelectorAll("article.user").length;
+
 export function showHistory({ session_id: sessionId, history, image_id: imageId }) {
   const answers = history.filter(({ role }) => role === "assistant");
   const notes = recallNotes(sessionId, answers.map(textOf));
-  past.replaceChildren(...history.map((message) => fromHistory(message, imageId, notes[answers.indexOf(message)])));
+  const items = history.map((message) => fromHistory(message, imageId, notes[answers.indexOf(message)]));
+  past.replaceChildren(...items);
+  showMarkup(items);
   toEnd();
 }
 

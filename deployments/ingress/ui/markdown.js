@@ -1,41 +1,42 @@
-// Answers as markup: Markdown becomes HTML, DOMPurify decides what of it reaches the page. HTML in answers stays text.
-import { Marked } from "./vendor/marked.esm.js";
-import DOMPurify from "./vendor/purify.es.mjs";
+// Answers as markup, which our own server makes of them. The only place where a string becomes markup.
+import { renderMarkdown } from "./api.js";
 
-const TAGS = "a blockquote br code del em h3 h4 h5 h6 hr li ol p pre strong table tbody td th thead tr ul".split(" ");
-const RULES = {
-  ALLOWED_TAGS: TAGS,
-  ALLOWED_ATTR: ["href", "start"],
-  ADD_URI_SAFE_ATTR: ["start"], // a number, which is no address
-  ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
-  ALLOW_DATA_ATTR: false,
-  ALLOW_ARIA_ATTR: false,
-  RETURN_DOM_FRAGMENT: true,
-};
+const [MAX_TEXTS, MAX_CHARS] = [100, 64_000]; // of one request, as the server has them
 
-const SIGNS = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
-const escape = (text) => text.replace(/[&<>"']/g, (sign) => SIGNS[sign]);
+// The one policy that the page may have: other scripts cannot make any, and none can be made of other strings.
+const asIs = { createHTML: (html) => html };
+const policy = globalThis.trustedTypes?.createPolicy("retina-markdown", asIs) ?? asIs;
 
-const marked = new Marked({
-  gfm: true,
-  breaks: true, // models mean their line ends
-  renderer: {
-    html: ({ text }) => escape(text),
-    // A picture from elsewhere would tell its server who reads this: it is a link.
-    image: ({ href, text }) => `<a href="${escape(href)}">${escape(text || href)}</a>`,
-    heading({ tokens, depth }) {
-      const tag = `h${Math.min(depth + 2, 6)}`; // the page itself has the first two
-      return `<${tag}>${this.parser.parseInline(tokens)}</${tag}>`;
-    },
-    checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
-  },
-});
+// For each text its markup, or null where it has to be shown as it is. Never throws.
+export async function toFragments(texts) {
+  const found = await Promise.all(inParts(texts).map(render));
+  return found.flat();
+}
 
-DOMPurify.addHook("afterSanitizeAttributes", (node) => {
-  if (node.nodeName === "A" && node.hasAttribute("href")) Object.assign(node, { target: "_blank", rel: "noopener noreferrer" });
-  if (node.nodeName === "PRE") node.tabIndex = 0; // it scrolls sideways, by keys as well
-});
+// JavaScript counts what the server counts as one character as one or two.
+function inParts(texts) {
+  const parts = [];
+  let room = 0;
+  for (const text of texts) {
+    if (!parts.length || text.length > room || parts.at(-1).length === MAX_TEXTS) {
+      parts.push([]);
+      room = MAX_CHARS;
+    }
+    parts.at(-1).push(text);
+    room -= text.length;
+  }
+  return parts;
+}
 
-export function toFragment(text) {
-  return DOMPurify.sanitize(marked.parse(text), RULES);
+async function render(texts) {
+  if (texts[0].length > MAX_CHARS) return texts.map(() => null); // alone in its part
+  const html = await renderMarkdown(texts).catch(() => texts.map(() => null));
+  return html.map((one) => (one === null ? null : toFragment(one)));
+}
+
+function toFragment(html) {
+  const parsed = new DOMParser().parseFromString(policy.createHTML(html), "text/html");
+  const fragment = document.createDocumentFragment();
+  fragment.append(...parsed.body.childNodes);
+  return fragment;
 }

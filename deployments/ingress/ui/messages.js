@@ -1,7 +1,8 @@
 // The elements of messages: a question with its picture, an answer with its text, its note and a button that copies it.
 import { pictureAddress } from "./api.js";
 import { make, makeButton } from "./elements.js";
-import { toFragment } from "./markdown.js";
+import { LiveText } from "./live_text.js";
+import { toFragments } from "./markdown.js";
 import { timeOf } from "./words.js";
 
 function makeMessage(role, timestamp) {
@@ -28,38 +29,48 @@ function makePicture(address) {
   return link;
 }
 
-// An answer that may still grow.
+// An answer that grows.
 export class AnswerView {
-  #text = "";
-  #frame = 0;
+  #text;
 
-  constructor(timestamp = "") {
-    ({ item: this.item, body: this.body } = makeMessage("assistant", timestamp));
+  constructor(timestamp) {
+    const { item, body } = makeMessage("assistant", timestamp);
+    this.item = item;
+    this.#text = new LiveText(body);
   }
 
-  static whole(text, timestamp, note = "") {
-    const view = new AnswerView(timestamp);
-    view.end(text, note);
-    return view.item;
-  }
-
-  // Drawn at most once a frame, however fast the pieces come.
   grow(text) {
-    this.#text = text;
-    this.#frame ||= requestAnimationFrame(() => this.#draw());
+    this.#text.grow(text);
   }
 
-  end(text, note) {
-    this.#text = text;
-    cancelAnimationFrame(this.#frame);
-    this.#draw();
-    this.item.append(make("div", "foot", ...(note ? [make("p", "note", note)] : []), makeCopyButton(text)));
+  async end(text, note) {
+    this.item.append(makeFoot(text, note));
+    this.item.ariaBusy = "true"; // a screen reader waits for the looks
+    await this.#text.end(text);
+    this.item.ariaBusy = null;
   }
+}
 
-  #draw() {
-    this.#frame = 0;
-    this.body.replaceChildren(toFragment(this.#text));
+function makeAnswer(text, timestamp, note) {
+  const { item, body } = makeMessage("assistant", timestamp);
+  body.append(make("span", "plain", text));
+  item.append(makeFoot(text, note));
+  return item;
+}
+
+// The answers among these messages of a history, all at once.
+export async function showMarkup(items) {
+  const bodies = items.filter((item) => item.matches(".assistant")).map((item) => item.querySelector(".text"));
+  for (const body of bodies) body.parentElement.ariaBusy = "true";
+  const fragments = await toFragments(bodies.map((body) => body.textContent));
+  for (const [place, body] of bodies.entries()) {
+    if (fragments[place]) body.replaceChildren(fragments[place]);
+    body.parentElement.ariaBusy = null;
   }
+}
+
+function makeFoot(text, note) {
+  return make("div", "foot", ...(note ? [make("p", "note", note)] : []), makeCopyButton(text));
 }
 
 function makeCopyButton(text) {
@@ -89,7 +100,7 @@ async function copy(text) {
 // Of one message of a history.
 export function fromHistory(message, imageId, note) {
   const { role, content, timestamp } = message;
-  if (role === "assistant") return AnswerView.whole(textOf(message), timestamp, note);
+  if (role === "assistant") return makeAnswer(textOf(message), timestamp, note);
   const hasPicture = imageId && content.some((part) => part.type === "image");
   return makeQuestion(textOf(message), hasPicture ? pictureAddress(imageId) : "", timestamp);
 }

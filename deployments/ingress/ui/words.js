@@ -27,6 +27,7 @@ const WAITING = {
 };
 const ADVICE = {
   unreachable: "Check the connection, then try again.",
+  unsure: "Try again: if it was answered meanwhile, its answer is shown instead.",
   deadline_exceeded: "Try again, or ask for something shorter.",
   lease_lost: "Try again.",
   image_too_large: "Make the picture smaller, or choose another one.",

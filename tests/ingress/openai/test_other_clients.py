@@ -16,6 +16,8 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.output import NativeOutput
 from pydantic_ai.providers.openai import OpenAIProvider
 
+pytestmark = pytest.mark.slow
+
 ANSWER = 'You asked: "Hello". The picture has 40 x 30 pixels.'
 SCHEMA = {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]}
 

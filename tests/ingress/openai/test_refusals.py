@@ -46,6 +46,7 @@ HARMLESS = [
     ("verbosity", "medium"),
     ("metadata", {}),
     ("user", ""),
+    ("top_logprobs", 0),
     ("store", False),
     ("service_tier", "auto"),
     ("service_tier", "default"),
@@ -195,6 +196,10 @@ async def test_usage_only_for_streams_and_no_obfuscation(bench: Bench) -> None:
         ([user("x", {"type": "image_url"})], "missing_required_parameter", "messages[0].content[1].image_url"),
         ([user({"type": "image_url", "image_url": RED})], "invalid_type", "messages[0].content[0].image_url"),
         ([user(image(RED, detail="ultra"))], "invalid_value", "messages[0].content[0].image_url.detail"),
+        ([user({"type": "text", "text": "x", "cache": 1})], "unknown_parameter", "messages[0].content[0].cache"),
+        ([user({"type": "text", "text": 5})], "invalid_type", "messages[0].content[0].text"),
+        ([user({**image(RED), "cache": 1})], "unknown_parameter", "messages[0].content[0].cache"),
+        ([{"role": "system", "content": [{"type": "text", "text": 5}]}], "invalid_type", "messages[0].content[0].text"),
         ([user(image(RED, size=5))], "unknown_parameter", "messages[0].content[0].image_url.size"),
         ([user({"type": "file", "file": {}})], "missing_required_parameter", "messages[0].content[0].file.file_id"),
         (

@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from deployments.errors import Overloaded, PartUnavailable
 from deployments.fakes import FakeGenerator, Gate
 
+pytestmark = pytest.mark.slow
+
 HELLO: list = [user("Hello", RED)]
 ANSWER = 'You asked: "Hello". The picture has 40 x 30 pixels.'
 

@@ -16,6 +16,8 @@ from pydantic import BaseModel
 from deployments.errors import Overloaded
 from deployments.fakes import FakeGenerator
 
+pytestmark = pytest.mark.slow
+
 T = TypeVar("T")
 HELLO: list = [user("Hello", RED)]
 ANSWER = 'You asked: "Hello". The picture has 40 x 30 pixels.'

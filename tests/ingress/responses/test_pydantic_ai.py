@@ -12,6 +12,8 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.openai import OpenAIResponsesModel, OpenAIResponsesModelSettings
 from pydantic_ai.providers.openai import OpenAIProvider
 
+pytestmark = pytest.mark.slow
+
 
 class Shape(BaseModel):
     name: str

@@ -20,23 +20,44 @@ UNSUPPORTED = [
     ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
     ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
     ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
+    ({"reasoning": {"generate_summary": "auto"}}, "reasoning.generate_summary"),
     ({"service_tier": "flex"}, "service_tier"),
+    ({"prompt": {"id": "pmpt_1"}}, "prompt"),
+    ({"context_management": [{"type": "compaction"}]}, "context_management"),
+    ({"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
+    ({"prompt_cache_options": {"mode": "explicit"}}, "prompt_cache_options"),
+    ({"moderation": {"model": "m"}}, "moderation"),
     ({"text": {"verbosity": "low"}}, "text.verbosity"),
     ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
     ({"input": [{"role": "assistant", "content": "a", "phase": "commentary"}, message("b")]}, "input[0].phase"),
 ]
+NOTHING_ASKED = (
+    "prompt",
+    "prompt_cache_options",
+    "context_management",
+    "moderation",
+    "reasoning",
+    "tools",
+    "tool_choice",
+    "service_tier",
+    "stop",
+    "stream_options",
+)
+HARMLESS = [
+    *({name: None} for name in NOTHING_ASKED),
+    {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False},
+    {"reasoning": {"effort": "none", "summary": None, "generate_summary": None}},
+    {"include": ["reasoning.encrypted_content"], "store": False},
+    {"prompt_cache_retention": "in_memory", "service_tier": "default", "text": {"verbosity": "medium"}},
+    {"stop": "never said", "top_logprobs": 0},
+]
 UNKNOWN = [
-    ({"prompt": {"id": "pmpt_1"}}, "prompt"),
-    ({"context_management": []}, "context_management"),
-    ({"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
-    ({"moderation": {}}, "moderation"),
     ({"max_tokens": 5}, "max_tokens"),
     ({"messages": []}, "messages"),
     ({"n": 2}, "n"),
     ({"logprobs": True}, "logprobs"),
     ({"response_format": {"type": "text"}}, "response_format"),
     ({"text": {"style": "x"}}, "text.style"),
-    ({"reasoning": {"generate_summary": "auto"}}, "reasoning.generate_summary"),
     ({"conversation": {"id": "a", "name": "b"}}, "conversation.name"),
     ({"input": [{"role": "user", "content": "a", "name": "b"}]}, "input[0].name"),
     ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "x": 1}]}]}, "input[0].content[0].x"),
@@ -80,7 +101,7 @@ INVALID = [
     ({"max_output_tokens": "5"}, "max_output_tokens"),
     ({"stop": ["a"] * 9}, "stop"),
     ({"seed": -1}, "seed"),
-    ({"include": ["reasoning.encrypted_content"]}, "include[0]"),
+    ({"include": ["message.input_image.image_url"]}, "include[0]"),
     ({"metadata": {str(number): "x" for number in range(17)}}, "metadata"),
     ({"metadata": {"a": 1}}, "metadata.a"),
     ({"metadata": {"a": "x" * 513}}, "metadata.a"),
@@ -120,6 +141,26 @@ async def _post(bench: Bench, body: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(("fields", "param"), UNSUPPORTED)
 async def test_what_nobody_would_act_on(bench: Bench, fields: dict[str, Any], param: str) -> None:
     assert (await refused(bench, fields, param))["code"] == "unsupported_parameter"
+
+
+@pytest.mark.parametrize("fields", HARMLESS)
+async def test_values_that_ask_for_nothing_are_taken(bench: Bench, fields: dict[str, Any]) -> None:
+    reply = await _post(bench, {"input": "Hello", **fields})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["output"][0]["content"][0] == {
+        "type": "output_text",
+        "text": 'You asked: "Hello".',
+        "annotations": [],
+        "logprobs": [],
+    }
+
+
+async def test_a_schema_that_is_nested_too_deep(bench: Bench) -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(300):
+        schema = {"items": schema}
+    asked = {"type": "json_schema", "name": "deep", "schema": schema}
+    assert "nested too deep" in (await refused(bench, {"text": {"format": asked}}, "text"))["message"]
 
 
 @pytest.mark.parametrize(("fields", "param"), UNKNOWN)

@@ -15,6 +15,8 @@ from pydantic import BaseModel
 from deployments.errors import InvalidImage, Overloaded
 from deployments.fakes import FakeGenerator, Gate
 
+pytestmark = pytest.mark.slow
+
 ANSWER = 'You asked: "Hello".'
 
 

@@ -98,10 +98,11 @@ class World:
         generator: Generator | None = None,
         wrap_store: Callable[[StreamStore], StreamStore] | None = None,
         wrap_router: Callable[[Router], Router] | None = None,
+        pace: Pace = QUICK,
     ) -> Replica:
         router = wrap_router(self.router) if wrap_router else self.router
         turns = Turns(router, {"fake": generator or FakeGenerator()}, self.images, self.config)
         store = wrap_store(self.store) if wrap_store else self.store
-        replica = Replica(Streams(turns, self.config, store, self.clock, QUICK), turns, store)
+        replica = Replica(Streams(turns, self.config, store, self.clock, pace), turns, store)
         self.replicas.append(replica)
         return replica

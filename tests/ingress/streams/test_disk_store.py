@@ -6,12 +6,13 @@ import asyncio
 import sqlite3
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deployments.errors import PartUnavailable, StartupError
 from deployments.ingress.streams.stores import HoldLost, NewLog, StreamKey
-from deployments.ingress.streams.stores.disk import DiskStreamStore
+from deployments.ingress.streams.stores.disk import MAX_EXPIRED, DiskStreamStore
 
 KEY = StreamKey("tenant", "stream")
 NEW = NewLog(KEY, "me", "plan", False, 1000)
@@ -32,6 +33,56 @@ async def test_two_processes_share_a_log(tmp_path: Path) -> None:
         await first.append(hold, ["late"])
     await first.close()
     await second.close()
+
+
+class Stubborn:
+    """A connection whose disk fails, in COMMIT and in the ROLLBACK after it."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        self.refused = {"COMMIT", "ROLLBACK"}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        if statement in self.refused:
+            self.refused.remove(statement)
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._database.execute(statement, *parameters)
+
+
+async def test_a_failing_disk_is_an_error_for_whoever_waits_and_passes(tmp_path: Path) -> None:
+    store = DiskStreamStore(tmp_path)
+    store._database._database = Stubborn(store._database._database)  # type: ignore[assignment]
+    async with asyncio.timeout(10):
+        with pytest.raises(PartUnavailable, match="disk I/O"):
+            await store.create(NEW, "0", 10, 1)
+        with pytest.raises(PartUnavailable, match="within a transaction"):
+            await store.create(NEW, "0", 10, 1)
+        hold = await store.create(NEW, "0", 10, 1)
+        await store.append(hold, ["1"])
+        view = await store.read(KEY, -1)
+    assert view is not None
+    assert view.entries == ("0", "1")
+    await store.close()
+
+
+async def test_what_expires_together_goes_in_steps_that_let_others_write(tmp_path: Path) -> None:
+    store = DiskStreamStore(tmp_path)
+    hold = await store.create(NEW, "0", 1000, 1)
+    old = [NewLog(StreamKey("tenant", f"old-{number}"), "me", "plan", False, 10) for number in range(2 * MAX_EXPIRED)]
+    await asyncio.gather(*(store.create(new, "0", 1000, 1) for new in old))
+    expiring = asyncio.create_task(store.expire(20))
+    await asyncio.sleep(0)  # its first step is asked for
+    await store.append(hold, ["1"])
+    assert not expiring.done()
+    assert await expiring == len(old)
+    assert await store.read(old[-1].key, -1) is None
+    view = await store.read(KEY, -1)
+    assert view is not None
+    assert view.entries == ("0", "1")
+    await store.close()
 
 
 async def test_it_is_there_after_the_process(tmp_path: Path) -> None:

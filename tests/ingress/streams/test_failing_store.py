@@ -16,7 +16,10 @@ from tenacity import stop_after_attempt
 from deployments.errors import PartUnavailable
 from deployments.fakes import FakeGenerator, Gate
 from deployments.ingress.streams import live_stream
-from deployments.ingress.streams.stores import Hold, NewLog
+from deployments.ingress.streams.log_entry import Entry, entry_to_json
+from deployments.ingress.streams.stores import Hold, NewLog, StreamKey
+from deployments.ingress.tenants import PUBLIC_TENANT
+from deployments.ingress.turn_types import TurnStarted
 
 
 @dataclass(slots=True)
@@ -103,6 +106,19 @@ async def test_a_reader_that_leaves_in_the_instant_of_the_take_over(world: World
     reading.cancel()
     await asyncio.wait({reading})
     assert text_of(await other.follow(stream_id)) == ANSWER
+
+
+async def test_a_plan_that_cannot_be_read_ends_its_stream_and_holds_up_no_other(world: World) -> None:
+    for number in range(3):
+        key = StreamKey(PUBLIC_TENANT, f"old-{number}")
+        new = NewLog(key, "a replica of another version", "{}", True, world.clock() + 100)
+        await world.store.create(new, entry_to_json(Entry(TurnStarted("s", "fake", key.stream_id))), 9, 0)
+    replica = world.replica()
+    replica.streams.start()
+    async with asyncio.timeout(10):
+        for number in range(3):
+            assert failed(await replica.follow(f"old-{number}")).code == "internal_error"
+    assert text_of(await replica.follow(await replica.begin())) == ANSWER
 
 
 async def test_readers_hear_of_a_store_that_stays_away_and_the_log_is_ended_later(

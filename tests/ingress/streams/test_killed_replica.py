@@ -15,6 +15,8 @@ from httpx_sse import ServerSentEvent, connect_sse
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 QUESTION = "one two three four five six seven eight"
 ANSWER = f'You asked: "{QUESTION}".'

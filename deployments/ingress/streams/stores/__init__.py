@@ -84,7 +84,7 @@ class StreamStore(Protocol):
     is_shared: bool  # other processes may read and take over
 
     async def create(self, new: NewLog, entry: str, max_logs: int, now_s: float) -> Hold:
-        """A log with its first entry. Expired ones of the tenant go first. Raises Overloaded for too many."""
+        """A log with its first entry. Where there are too many, expired ones go first. Raises Overloaded."""
         ...
 
     async def append(self, hold: Hold, entries: Sequence[str], ended_until_s: float | None = None) -> None:

@@ -85,7 +85,8 @@ WHERE tenant = ? AND stream_id = ? AND epoch = ? AND NOT has_ended AND alive_s <
 RETURNING id, epoch, plan, is_background, is_stop_asked
 """
 ORPHANS = "SELECT tenant, stream_id, epoch FROM stream WHERE is_background AND NOT has_ended AND alive_s < ?"
-EXPIRE = "DELETE FROM stream WHERE expires_s <= ?"
+EXPIRE = "DELETE FROM stream WHERE id IN (SELECT id FROM stream WHERE expires_s <= ? ORDER BY expires_s LIMIT ?)"
+MAX_EXPIRED = 50  # in one transaction: others' tokens wait for it
 COUNT = "SELECT count(*) - coalesce(sum(has_ended), 0), coalesce(sum(has_ended), 0) FROM stream"
 
 
@@ -135,7 +136,12 @@ class DiskStreamStore:
         return tuple(Hold(StreamKey(tenant, stream_id), epoch) for tenant, stream_id, epoch in rows)
 
     async def expire(self, now_s: float) -> int:
-        return await self._database.write(lambda database: database.execute(EXPIRE, (now_s,)).rowcount)
+        gone = 0
+        while True:
+            found = await self._database.write(lambda database: database.execute(EXPIRE, (now_s, MAX_EXPIRED)).rowcount)
+            gone += found
+            if found < MAX_EXPIRED:
+                return gone
 
     async def count(self) -> StreamCounts:
         return StreamCounts(*await self._database.read(lambda database: database.execute(COUNT).fetchone()))
@@ -150,13 +156,19 @@ def _where(hold: Hold) -> tuple[str, str, int]:
 
 def _create(database: sqlite3.Connection, new: NewLog, entry: str, max_logs: int, now_s: float) -> Hold:
     key = new.key
-    database.execute(EXPIRE_TENANT, (key.tenant, now_s))
-    if database.execute(COUNT_TENANT, (key.tenant,)).fetchone()[0] >= max_logs:
-        raise too_many(max_logs)
+    if _count_of(database, key.tenant) >= max_logs:
+        database.execute(EXPIRE_TENANT, (key.tenant, now_s))  # only now: the sweep takes them in small steps
+        if _count_of(database, key.tenant) >= max_logs:
+            raise too_many(max_logs)
     row = (key.tenant, key.stream_id, new.owner, now_s, new.expires_s, new.is_background, new.plan)
     number = database.execute(CREATE, row).lastrowid
     database.execute(ADD, {"id": number, "body": entry})
     return Hold(key, 0)
+
+
+def _count_of(database: sqlite3.Connection, tenant: str) -> int:
+    (count,) = database.execute(COUNT_TENANT, (tenant,)).fetchone()
+    return int(count)
 
 
 def _append(database: sqlite3.Connection, hold: Hold, entries: Sequence[str], ended_until_s: float | None) -> None:

@@ -79,18 +79,24 @@ class GroupedWrites:
         self._working = None
 
     def _transact(self, group: list[_Work]) -> list[Any]:
-        """A result or an exception for each of them."""
+        """A result or an exception for each of them. Raises nothing: whoever waits would wait for ever."""
+        try:
+            return self._do(group)
+        except sqlite3.Error as error:
+            unavailable = PartUnavailable(f"the stream store failed: {error}", None, RETRY_AFTER_S)
+            unavailable.__cause__ = error
+            return [unavailable] * len(group)
+
+    def _do(self, group: list[_Work]) -> list[Any]:
         begin = "BEGIN IMMEDIATE" if any(work.writes for work in group) else "BEGIN"
         try:
             self._database.execute(begin)
             outcomes = [_try(work, self._database) for work in group]
             self._database.execute("COMMIT")
-        except sqlite3.Error as error:
+        except sqlite3.Error:
             if self._database.in_transaction:  # some failures, such as a full disk, have rolled back already
-                self._database.execute("ROLLBACK")
-            unavailable = PartUnavailable(f"the stream store failed: {error}", None, RETRY_AFTER_S)
-            unavailable.__cause__ = error
-            return [unavailable] * len(group)
+                self._database.execute("ROLLBACK")  # should it fail, too, the next group's BEGIN does, and comes here
+            raise
         return outcomes
 
 

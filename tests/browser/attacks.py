@@ -1,0 +1,36 @@
+"""Markdown that tries to run something in the page, or to fetch something from elsewhere."""
+
+from __future__ import annotations
+
+ATTACKS = (
+    "<script>window.hit = 1</script>",
+    "<img src=x onerror='window.hit = 1'>",
+    "<svg onload='window.hit = 1'><a xlink:href='javascript:window.hit=1'>x</a></svg>",
+    "<iframe srcdoc='<script>parent.hit = 1</script>'></iframe>",
+    "<style>@import url(https://evil.example/x.css); body { display: none }</style>",
+    "<link rel=stylesheet href=https://evil.example/x.css>",
+    "<meta http-equiv=refresh content='0;url=https://evil.example/'>",
+    "<base href=https://evil.example/>",
+    "<form action=https://evil.example/><button>x</button></form>",
+    "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror=window.hit=1&gt;'>",
+    "[click](javascript:window.hit=1)",
+    "[click](JaVaScRiPt:window.hit=1)",
+    "[click](java&#115;cript:window.hit=1)",
+    "[click](&#x6A;avascript:window.hit=1)",
+    "[click](data:text/html,<script>opener.hit=1</script>)",
+    "[click](vbscript:x)",
+    "[click](blob:https://evil.example/x)",
+    "[click](file:///etc/passwd)",
+    "<javascript:window.hit=1>",
+    '[click](https://fine.example/"onmouseover="window.hit=1)',
+    "![x](https://evil.example/pixel.png)",
+    "![x](//evil.example/pixel.png)",
+    '![x](x"onerror="window.hit=1)',
+    "![x][ref]\n\n[ref]: https://evil.example/pixel.png",
+    "`<img src=https://evil.example/pixel.png>`",
+    "```html\n<img src=https://evil.example/pixel.png onerror='window.hit=1'>\n```",
+    '```x"onmouseover="window.hit=1\ncode\n```',
+    "# <img src=https://evil.example/pixel.png>",
+    "| <img src=https://evil.example/a.png> | b |\n|---|---|\n| ![x](https://evil.example/b.png) | d |",
+    "- [ ] <input autofocus onfocus='window.hit=1'>",
+)
