@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from deployments.models.family import PromptFormat
 
 logger = logging.getLogger(__name__)
-# Characters of the schemas of grammars that are kept, at up to 300 bytes of memory each; the least counts 4,096.
-MAX_COMPILED_CHARS, LEAST_CHARS = 262_144, 4_096
-PAUSE_S = 0.0001
-MAX_SEARCH_BYTES = 10_000  # looked at for a schema's shortest document, once a schema: less than 200 ms
+MAX_COMPILED = 64  # grammars kept
+MAX_SEARCH_BYTES = 10_000  # looked at for a schema's shortest document, once a schema: less than 100 ms
 # What a hostile schema may take: some 100 ms to compile, some milliseconds a token, some MB.
 MAX_INITIAL_FUEL, MAX_STEP_FUEL, MAX_STEP_ITEMS = 1_000_000, 100_000, 20_000
 MAX_LEXER_STATES, MAX_GRAMMAR_SIZE = 20_000, 100_000
@@ -46,7 +44,6 @@ class Compiled:
     tokens: LLMatcher
     text: LLMatcher
     shortest: End
-    num_chars: int  # of the schema
 
 
 class Grammars:
@@ -55,7 +52,7 @@ class Grammars:
     def __init__(self, vocabulary: Vocabulary, max_schema_chars: int) -> None:
         self._vocabulary = vocabulary
         self._max_schema_chars = max_schema_chars
-        self._compiled: LRUCache[Grammar, Compiled] = LRUCache(MAX_COMPILED_CHARS, _count_chars)
+        self._compiled: LRUCache[Grammar, Compiled] = LRUCache(MAX_COMPILED)
         self._lock = threading.Lock()
 
     def __call__(self, request: GenerateRequest, max_new_tokens: int) -> TokenMask | None:
@@ -80,8 +77,7 @@ class Grammars:
         if compiled is None:
             compiled = self._compile(grammar)  # twice, if two come at once with the same: nobody waits for anybody
             with self._lock:
-                if _count_chars(compiled) <= self._compiled.maxsize:  # where it is not, nothing else is kept either
-                    self._compiled[grammar] = compiled
+                self._compiled[grammar] = compiled
         return compiled
 
     def _compile(self, grammar: Grammar) -> Compiled:
@@ -89,14 +85,14 @@ class Grammars:
         text_of_grammar = to_llguidance(grammar, self._max_schema_chars)
         text = _match(text_of_grammar, self._vocabulary.bytes)
         tokens = _match(text_of_grammar, self._vocabulary.tokens)
-        closer = Closer(text, _let_others_run)
+        closer = Closer(text)
         end = closer.improve(Place(), closer.close(Place()), MAX_SEARCH_BYTES)
         message = text.get_error().partition("\n")[0]
         token_ids = None if end is None else self._vocabulary.encode(end)
         if end is None or token_ids is None or message:
             raise refuse(f"no document was found that fits it ({message or 'none of a bearable length'})")
         logger.info("compiled a grammar of %d characters in %.3f s", len(grammar.schema), time.monotonic() - began)
-        return Compiled(tokens, text, End(end, token_ids), len(grammar.schema))
+        return Compiled(tokens, text, End(end, token_ids))
 
 
 def open_grammars(prompts: PromptFormat, vocab_size: int, config: GeneratorConfig) -> OpenMask:
@@ -129,15 +125,6 @@ def _refuse_all(reason: str) -> OpenMask:
             raise InvalidRequest(f"answers of this model cannot be held to a JSON schema: {reason}", PARAM)
 
     return refuse_grammar
-
-
-def _count_chars(compiled: Compiled) -> int:
-    return max(compiled.num_chars, LEAST_CHARS)
-
-
-def _let_others_run() -> None:
-    """Lets go of the GIL: without it, each operation of the engine's thread would wait 5 ms to get it."""
-    time.sleep(PAUSE_S)
 
 
 def _match(grammar: str, tokenizer: LLTokenizer) -> LLMatcher:

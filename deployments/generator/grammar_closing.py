@@ -1,12 +1,12 @@
 """Searches short ends of an unfinished document, byte by byte. Knows no tokens and no model.
 
-A grammar over single bytes answers in some microseconds which bytes may come next. What is found is an end for
+A grammar over single bytes answers in less than a microsecond which bytes may come next. What is found is an end for
 certain; that it is the shortest one is likely only, since schemas hide what a choice costs later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from deployments.generator.grammar_place import Place
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 MAX_END_BYTES = 32_768
 WIDE_STEP = 64  # bytes, after which a string gets one of the longer characters
-BYTES_PER_PAUSE = 32
 MAX_TRIES = 24  # of what else may come at one place, when a shorter end is searched
 
 STOP = 1 << BYTE_STOP
@@ -46,18 +45,13 @@ TRIED_FIRST = (SIGNS, _bits(b"0A,"), ANY & ~ASCII, ANY & ~SPACES)
 class Closer:
     """Finds ends of what a byte matcher was told so far, and leaves it as it was."""
 
-    def __init__(self, matcher: LLMatcher, pause: Callable[[], None] | None = None) -> None:
-        """`pause` is called now and then, for who searches long beside others."""
+    def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
-        self._pause = pause
         self._num_looked = 0  # bytes of attempts
-        self._num_at_pause = 0
 
-    def close(self, place: Place, max_bytes: int = MAX_END_BYTES) -> bytes | None:
-        """The bytes of an end that is reached by always taking what seems the shortest; None if none of at most
-        `max_bytes` was found.
-        """
-        return self._roll(b"", place, max_bytes)
+    def close(self, place: Place) -> bytes | None:
+        """The bytes of an end that is reached by always taking what seems the shortest; None if none was found."""
+        return self._roll(b"", place)
 
     def improve(self, place: Place, end: bytes | None, max_bytes: int) -> bytes | None:
         """The shortest of `end` and of those that differ from it by one choice after the other; looks at about
@@ -85,9 +79,7 @@ class Closer:
     def _try_others(self, place: Place, best: bytes | None, done: int, stop_at: int) -> bytes | None:
         """The best end, where `done` bytes of it were consumed and the next one may be another."""
         for choice in self._others(place, None if best is None else best[done]):
-            # Longer than the best one is of no use, and nobody waits for it.
-            most = MAX_END_BYTES if best is None else len(best) - done
-            found = self._roll(bytes([choice]), place, min(most, stop_at - self._num_looked))
+            found = self._roll(bytes([choice]), place)
             if found is not None and (best is None or done + len(found) < len(best)):
                 best = (best or b"")[:done] + found
             if self._num_looked >= stop_at:
@@ -109,11 +101,11 @@ class Closer:
             yield choice
             allowed &= ~(1 << choice)
 
-    def _roll(self, first: bytes, place: Place, max_bytes: int) -> bytes | None:
-        """The end that begins with `first`; None if there was none of at most about `max_bytes`."""
+    def _roll(self, first: bytes, place: Place) -> bytes | None:
+        """The end that begins with `first`; None if there was none."""
         end, fresh, following = bytearray(), ANY, first
         try:
-            while len(end) < max_bytes and place.is_readable:
+            while len(end) < MAX_END_BYTES:
                 if not following and self._matcher.is_accepting():
                     return bytes(end)
                 following = following or self._matcher.compute_ff_bytes()
@@ -127,18 +119,11 @@ class Closer:
                 if not self._matcher.consume_tokens(list(following)):
                     return None
                 end += following
-                self._rest(len(following))
                 place, following = place.after(following), b""
             return None
         finally:
+            self._num_looked += len(end) + 1
             self._undo(len(end))
-            self._rest(1)  # in the end: what was consumed is taken back, whatever a pause may raise
-
-    def _rest(self, num_looked: int) -> None:
-        self._num_looked += num_looked
-        if self._pause is not None and self._num_looked - self._num_at_pause >= BYTES_PER_PAUSE:
-            self._num_at_pause = self._num_looked
-            self._pause()
 
     def _allowed(self) -> int:
         return int.from_bytes(self._matcher.compute_bitmask(), "little")

@@ -14,10 +14,7 @@ if TYPE_CHECKING:
     import torch
     from llguidance import LLMatcher
 
-# Looked at while the engine, and with it everybody, waits, at some 4 µs a byte: for a shorter end, and for one end.
-# What these depend on is known after every token, so that an answer that is gone on with goes the same way.
-MAX_SEARCH_BYTES = 1_000
-MAX_CLOSE_BYTES = 4_000
+MAX_SEARCH_BYTES = 1_000  # looked at for a shorter end while the engine waits: some milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +114,7 @@ class GrammarMask:
         """Cheapest first: the end that was known before, nearly always."""
         if self._closer.holds(text):
             return self._fit(text)  # where it is too long, the token opened nothing, and no other end will be shorter
-        found = self._closer.close(place, min(2 * len(text) + MAX_SEARCH_BYTES, MAX_CLOSE_BYTES))
+        found = self._closer.close(place)
         return self._fit(found) or self._fit(self._closer.improve(place, found, MAX_SEARCH_BYTES))
 
     def _fit(self, text: bytes | None) -> End | None:

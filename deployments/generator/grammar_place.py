@@ -11,8 +11,6 @@ DIGITS, NUMBER_BYTES, EXPONENT = frozenset(b"0123456789"), frozenset(b"012345678
 # longer whole numbers are nobody's answer, but a small model's rambling.
 MAX_DEPTH = 64
 MAX_WHOLE_DIGITS, MAX_DIGITS, MAX_EXPONENT_DIGITS = 40, 15, 2
-# What a schema may force beyond that: the least number of a double has 324 zeros, and all levels are still read.
-MAX_FORCED_DEPTH, MAX_FORCED_DIGITS = 900, 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +34,6 @@ class Place:
             and self.num_digits <= most
             and (self.num_exponent_digits or 0) <= MAX_EXPONENT_DIGITS
         )
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether readers can take it at all; what is not sane may be."""
-        return self.depth <= MAX_FORCED_DEPTH and self.num_digits <= MAX_FORCED_DIGITS
 
     @property
     def in_number(self) -> bool:

@@ -96,6 +96,14 @@ async def test_broken_off_at_any_event(build_bench: BuildBench, index: int, how:
     assert bench.turns.metrics.snapshot()["ingress_streams.kept"] == 1
 
 
+async def test_a_kept_stream_says_its_address(bench: Bench) -> None:
+    asked = await bench.client.post("/chat", json=ASKED)
+    address = asked.request.url.join(asked.headers["content-location"])
+    assert (await bench.client.get(address)).text == asked.text
+    plain = await bench.client.post("/chat", json={**ASKED, "resumable": False})
+    assert "content-location" not in plain.headers
+
+
 async def test_it_goes_on_without_a_reader(build_bench: BuildBench) -> None:
     gate = Gate(1)
     bench = build_bench(FakeGenerator(gate=gate))

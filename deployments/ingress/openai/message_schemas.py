@@ -98,6 +98,9 @@ class AssistantMessageBody(Body):
     audio: Annotated[None, refusing(NO_AUDIO)] = None
     tool_calls: Annotated[NoItems | None, refusing(NO_TOOLS, [])] = None
     function_call: Annotated[None, refusing(NO_TOOLS)] = None
+    provider_specific_fields: dict[str, None] | None = Field(
+        None, description="LiteLLM's, which sends it back with every answer; nothing may stand in it."
+    )
 
 
 MessageBody = Annotated[SystemMessageBody | UserMessageBody | AssistantMessageBody, Discriminator("role")]

@@ -212,6 +212,11 @@ async def test_usage_only_for_streams_and_no_obfuscation(bench: Bench) -> None:
             "unsupported_parameter",
             "messages[1].tool_calls",
         ),
+        (
+            [user("x"), {"role": "assistant", "provider_specific_fields": {"thinking": "y"}}, user("y")],
+            "invalid_value",
+            "messages[1].provider_specific_fields.thinking",
+        ),
         ([user("x" * 64_001)], "string_above_max_length", "messages[0].content[0]"),
         ([{"role": "system", "content": "x" * 64_001}, user("x")], "string_above_max_length", "messages[0].content"),
         ([{"role": "user", "content": "\ud800"}], "invalid_value", "messages[0].content"),
@@ -237,3 +242,10 @@ async def test_all_that_is_wrong_is_said_and_little_of_it(bench: Bench) -> None:
     assert all(f"{name}: " in message for name in wrong)
     many = {f"field_{number}": 1 for number in range(1000)}
     assert openai_error(await complete(bench, **many), 400)["message"].count("field_") == 5
+
+
+@pytest.mark.parametrize("fields", [None, {}, {"refusal": None}])
+async def test_an_answer_that_litellm_sends_back(bench: Bench, fields: object) -> None:
+    answer = {"role": "assistant", "content": "Hi", "function_call": None, "provider_specific_fields": fields}
+    reply = await bench.client.post("/v1/chat/completions", json={"messages": [user("x"), answer, user("Hello")]})
+    assert "Hello" in text_of(reply)
